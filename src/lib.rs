@@ -1,0 +1,1 @@
+//! Preference optimisation for text-to-image diffusion models on stock ONNX Runtime.

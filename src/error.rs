@@ -43,7 +43,11 @@ pub enum Error {
 impl Error {
     /// Shorthand for [`Error::BadInput`].
     pub fn bad(place: impl Into<String>, what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::BadInput { place: place.into(), what: what.into(), remedy: remedy.into() }
+        Self::BadInput {
+            place: place.into(),
+            what: what.into(),
+            remedy: remedy.into(),
+        }
     }
 
     /// A closure for `map_err` on file operations.
@@ -81,6 +85,9 @@ mod tests {
         let error = Error::io("runs/a", "write")(std::io::ErrorKind::StorageFull.into());
         assert_eq!(error.exit_code(), 2);
         let text = error.to_string();
-        assert!(text.starts_with("runs/a: cannot write: ") && text.ends_with("Free some space, or choose another disk."));
+        assert!(
+            text.starts_with("runs/a: cannot write: ")
+                && text.ends_with("Free some space, or choose another disk.")
+        );
     }
 }

@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 mod error;
+pub mod model_folder;
 pub mod tensor;
 
 pub use error::{Error, Result};

@@ -2,8 +2,11 @@
 
 #![warn(missing_docs)]
 
+pub mod autodiff;
 mod error;
+pub mod fsutil;
 pub mod model_folder;
+pub mod onnx;
 pub mod tensor;
 
 pub use error::{Error, Result};

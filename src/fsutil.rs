@@ -1,0 +1,37 @@
+//! Files that are either whole or not there.
+
+use std::io::Write;
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Writes `bytes` to `path` through a temporary file in the same folder, so that a full disk or a crash leaves either
+/// the old file or the new one.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomically_with(path, |file| file.write_all(bytes))
+}
+
+/// Like [`write_atomically`], for content that is written piece by piece.
+pub fn write_atomically_with(
+    path: &Path,
+    write: impl FnOnce(&mut std::io::BufWriter<&std::fs::File>) -> std::io::Result<()>,
+) -> Result<()> {
+    let folder = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let temp = tempfile::NamedTempFile::new_in(folder).map_err(Error::io(path, "write"))?;
+    let mut out = std::io::BufWriter::new(temp.as_file());
+    write(&mut out).and_then(|()| out.flush()).map_err(Error::io(path, "write"))?;
+    drop(out);
+    temp.as_file().sync_all().map_err(Error::io(path, "write"))?;
+    #[cfg(unix)]
+    {
+        // Temporary files are private; what we keep has the usual permissions of a new file.
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::Permissions::from_mode(0o644);
+        temp.as_file().set_permissions(mode).map_err(Error::io(path, "write"))?;
+    }
+    temp.persist(path).map_err(|e| Error::io(path, "write")(e.error))?;
+    Ok(())
+}

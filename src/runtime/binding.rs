@@ -1,0 +1,139 @@
+//! Inputs that stay and outputs that are written in place: for steps that run thousands of times.
+
+use indexmap::IndexMap;
+use ndarray::ArrayViewMutD;
+use ort::memory::Allocator;
+use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, SessionInputs};
+use ort::value::{DynTensor, DynValue};
+
+use super::failure::failure;
+use super::session::{Session, no_output};
+use super::value::{TensorView, element_type, into_value, view};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// Buffers for repeated runs of one session.
+///
+/// Outputs of fixed shape are allocated once and overwritten by every run; others are allocated by the run.
+/// Inputs may be kept here and changed in place, or handed to each run as views of buffers that live elsewhere
+/// (weights under an optimizer); neither is copied.
+pub struct Binding {
+    kept: IndexMap<String, DynValue>,
+    options: RunOptions<HasSelectedOutputs>,
+    outputs: IndexMap<String, DynValue>,
+    place: String,
+}
+
+impl Binding {
+    /// Allocates the outputs of fixed shape.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when memory is short.
+    pub fn new(session: &Session) -> Result<Self> {
+        let failed = |e| failure(&session.name, e);
+        let mut selector = OutputSelector::default();
+        for output in session.outputs() {
+            if let Some(shape) = output.static_shape() {
+                let shape: Vec<i64> = shape.into_iter().map(|d| d as i64).collect();
+                let buffer = DynTensor::new(&Allocator::default(), element_type(output.dtype), shape);
+                selector = selector.preallocate(&output.name, buffer.map_err(failed)?);
+            }
+        }
+        let options = RunOptions::new().map_err(failed)?.with_outputs(selector);
+        Ok(Self {
+            kept: IndexMap::new(),
+            options,
+            outputs: IndexMap::new(),
+            place: session.name.clone(),
+        })
+    }
+
+    /// Keeps `tensor` as the input `name` of every run from now on, without copying it.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] when ONNX Runtime does not take it. Whether name, type and shape fit is checked by
+    /// [`Binding::run`].
+    pub fn keep(&mut self, name: &str, tensor: Tensor) -> Result<()> {
+        let value = into_value(tensor).map_err(|e| failure(&self.place, e))?;
+        self.kept.insert(name.to_owned(), value);
+        Ok(())
+    }
+
+    /// A kept input of 32-bit floats, to be changed in place.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] when no such input is kept, or it holds another type.
+    pub fn kept_mut(&mut self, name: &str) -> Result<ArrayViewMutD<'_, f32>> {
+        let place = format!("{}: input `{name}`", self.place);
+        let value = self.kept.get_mut(name).ok_or_else(|| {
+            Error::bad(
+                &place,
+                "is not kept between runs",
+                "Hand it over with `Binding::keep` first.",
+            )
+        })?;
+        value
+            .try_extract_array_mut::<f32>()
+            .map_err(|e| failure(&place, e))
+    }
+
+    /// Runs `session` (the one this was made for) on the kept inputs and on `given`, which come first where
+    /// both have a name.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn run(&mut self, session: &mut Session, given: &[(&str, TensorView<'_>)]) -> Result<()> {
+        // Frees what the last run allocated before this one allocates it again.
+        self.outputs.clear();
+        self.check_kept(session)?;
+        let kept = &self.kept;
+        let values = session.input_values(given, |name| kept.get(name))?;
+        let place = &session.name;
+        let outputs = session
+            .inner
+            .run_with_options(SessionInputs::from(values), &self.options)
+            .map_err(|e| failure(place, e))?;
+        self.outputs = outputs
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        Ok(())
+    }
+
+    fn check_kept(&self, session: &Session) -> Result<()> {
+        for (name, value) in &self.kept {
+            let place = format!("{}: kept input `{name}`", self.place);
+            session.check_input(name, &view(&place, value)?)?;
+        }
+        Ok(())
+    }
+
+    /// Reads an output of the last run in place.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] when there is no such output.
+    pub fn output(&self, name: &str) -> Result<TensorView<'_>> {
+        let names = self.outputs.keys().map(String::as_str);
+        let value = self
+            .outputs
+            .get(name)
+            .ok_or_else(|| no_output(&self.place, name, names))?;
+        view(&format!("{}: output `{name}`", self.place), value)
+    }
+
+    /// An output of the last run that is a single float, such as a loss.
+    ///
+    /// # Errors
+    /// As [`Binding::output`]; also when it has more than one element.
+    pub fn scalar(&self, name: &str) -> Result<f32> {
+        let array = self.output(name)?.to_tensor().into_f32(name)?;
+        match array.len() {
+            1 => Ok(array.sum()),
+            n => Err(Error::bad(
+                format!("{}: output `{name}`", self.place),
+                format!("has {n} elements where one is wanted"),
+                "Check that the model is the one meant.",
+            )),
+        }
+    }
+}

@@ -7,6 +7,7 @@ mod error;
 pub mod fsutil;
 pub mod model_folder;
 pub mod onnx;
+pub mod params;
 pub mod rng;
 pub mod runtime;
 pub mod tensor;

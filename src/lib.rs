@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod autodiff;
+pub mod diffusion;
 mod error;
 pub mod fsutil;
 pub mod model_folder;

@@ -6,11 +6,13 @@ pub mod autodiff;
 pub mod diffusion;
 mod error;
 pub mod fsutil;
+pub mod margin;
 pub mod model_folder;
 pub mod onnx;
 pub mod params;
 pub mod rng;
 pub mod runtime;
 pub mod tensor;
+pub mod timestep;
 
 pub use error::{Error, Result};

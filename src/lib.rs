@@ -4,6 +4,7 @@
 
 pub mod autodiff;
 pub mod diffusion;
+pub mod draws;
 mod error;
 pub mod fsutil;
 pub mod margin;

@@ -11,6 +11,7 @@ pub mod margin;
 pub mod model_folder;
 pub mod onnx;
 pub mod params;
+pub mod reference;
 pub mod rng;
 pub mod runtime;
 pub mod tensor;

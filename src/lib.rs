@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod autodiff;
+pub mod config;
 pub mod diffusion;
 pub mod draws;
 mod error;
@@ -10,6 +11,7 @@ pub mod fsutil;
 pub mod margin;
 pub mod model_folder;
 pub mod onnx;
+pub mod optim;
 pub mod params;
 pub mod reference;
 pub mod rng;

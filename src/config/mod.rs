@@ -1,5 +1,6 @@
 //! The YAML file of a run: one struct per section, with defaults, documentation and checks.
 
+pub mod optimizer;
 pub mod reference;
 pub mod timestep;
 

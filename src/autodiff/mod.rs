@@ -50,7 +50,11 @@ impl Context<'_> {
 
     /// Gradient of the first output. Rules of operators with one output are only called when there is one.
     pub fn dy0(&self) -> Result<ValueId> {
-        self.dy.first().copied().flatten().ok_or_else(|| self.view().error("has no gradient for its first output"))
+        self.dy
+            .first()
+            .copied()
+            .flatten()
+            .ok_or_else(|| self.view().error("has no gradient for its first output"))
     }
 
     /// Shape of input `i`.
@@ -85,7 +89,11 @@ pub fn gradients(
     }
     for i in (0..last).rev() {
         let node = &graph.nodes[i];
-        let dy: Vec<_> = node.outputs.iter().map(|o| o.and_then(|v| sums[graph.index(v)])).collect();
+        let dy: Vec<_> = node
+            .outputs
+            .iter()
+            .map(|o| o.and_then(|v| sums[graph.index(v)]))
+            .collect();
         if dy.iter().all(Option::is_none) {
             continue;
         }
@@ -97,13 +105,23 @@ pub fn gradients(
             continue;
         }
         let node = node.clone();
-        let mut context = Context { graph, node, dy, wants };
+        let mut context = Context {
+            graph,
+            node,
+            dy,
+            wants,
+        };
         let found = rules::apply(&mut context)?;
         let Context { node, wants, .. } = context;
         for (k, gradient) in found.into_iter().enumerate() {
             if let (Some(g), Some(x), Some(true)) = (gradient, node.input(k), wants.get(k)) {
-                accumulate(graph, &mut sums, x, g)
-                    .map_err(|e| Error::bad(node.place(graph), format!("gradient of input {k}: {e}"), "This is a defect of ortdpo; please report it."))?;
+                accumulate(graph, &mut sums, x, g).map_err(|e| {
+                    Error::bad(
+                        node.place(graph),
+                        format!("gradient of input {k}: {e}"),
+                        "This is a defect of ortdpo; please report it.",
+                    )
+                })?;
             }
         }
     }
@@ -120,7 +138,11 @@ fn accumulate(
     if graph.ty(value) != graph.ty(gradient) {
         return Err(Error::bad(
             graph.name(value),
-            format!("is {} but its gradient is {}", graph.ty(value), graph.ty(gradient)),
+            format!(
+                "is {} but its gradient is {}",
+                graph.ty(value),
+                graph.ty(gradient)
+            ),
             "The shapes and types must agree.",
         ));
     }

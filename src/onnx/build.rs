@@ -302,10 +302,23 @@ impl Graph {
         if before.iter().chain(after).all(|p| *p == 0) {
             return Ok(a);
         }
+        if before.iter().chain(after).all(|p| *p <= 0) {
+            return self.crop(a, before, after);
+        }
         let pads: Vec<i64> = before.iter().chain(after).copied().collect();
         let pads = self.ints(&pads);
         let zero = self.scalar_like(a, 0.0);
         self.op("Pad", &[a, pads, zero], Attrs::new().str("mode", "constant"))
+    }
+
+    /// `a` without `-before[i]` and `-after[i]` elements at the ends of dimension `i`.
+    fn crop(&mut self, a: ValueId, before: &[i64], after: &[i64]) -> Result<ValueId> {
+        let cut: Vec<usize> = (0..before.len()).filter(|i| before[*i] != 0 || after[*i] != 0).collect();
+        let starts: Vec<i64> = cut.iter().map(|i| -before[*i]).collect();
+        let ends: Vec<i64> = cut.iter().map(|i| self.shape(a)[*i] as i64 + after[*i]).collect();
+        let axes: Vec<i64> = cut.iter().map(|i| *i as i64).collect();
+        let (starts, ends, axes) = (self.ints(&starts), self.ints(&ends), self.ints(&axes));
+        self.op("Slice", &[a, starts, ends, axes], Attrs::new())
     }
 
     /// `condition ? a : b`, broadcast.

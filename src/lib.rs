@@ -16,7 +16,9 @@ pub mod params;
 pub mod reference;
 pub mod rng;
 pub mod runtime;
+pub mod objective;
 pub mod tensor;
 pub mod timestep;
+pub mod traingraph;
 
 pub use error::{Error, Result};

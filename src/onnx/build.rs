@@ -49,6 +49,26 @@ impl Graph {
         Ok(outputs)
     }
 
+    /// Adds a copy of `original`, a node of `body`, whose inputs have been replaced in `node`; or returns the outputs of
+    /// an equal node. Output names are kept where nothing in this graph has them yet.
+    pub fn add_shared_node(
+        &mut self,
+        node: Node,
+        body: &Graph,
+        original: &Node,
+    ) -> Result<Vec<Option<ValueId>>> {
+        let key =
+            (node.op.clone(), node.domain.clone(), node.inputs.clone(), format!("{:?}/{}", node.attrs, node.outputs.len()));
+        if let Some(made) = self.known.get(&key) {
+            return Ok(made.clone());
+        }
+        let names: Vec<Option<String>> = original.outputs.iter().map(|v| v.map(|v| body.name(v))).collect();
+        let names: Vec<Option<&str>> = names.iter().map(Option::as_deref).collect();
+        let made = self.add_node(node, &names)?;
+        self.known.insert(key, made.clone());
+        Ok(made)
+    }
+
     /// Adds an operator with `outputs` unnamed outputs, or returns those of an equal one.
     pub fn op_n(
         &mut self,

@@ -1,0 +1,240 @@
+//! The graphs that a training run executes.
+//!
+//! - [`StepGraph`]: loss, per-sample errors and gradients of the policy. The reference is a second branch of the same
+//!   graph, or its errors are an input that another session computed.
+//! - [`ErrorGraph`]: errors of one set of weights, forward only (reference, held-out evaluation, drift probe).
+//! - [`AnchorGraph`]: the `kl` anchor, `mean (prediction_ref′ − prediction_θ0)²`, with gradients for ref′.
+//!
+//! Samples are ordered `[w₀ … w_{P−1}, l₀ … l_{P−1}]`: the first half of a batch is preferred.
+
+use std::collections::HashMap;
+
+use super::branch::{SharedConstants, Weights, inline};
+use super::likelihood::errors;
+use super::trainable::Trainables;
+use crate::autodiff::gradients;
+use crate::objective::{Likelihoods, Objective};
+use crate::onnx::{Graph, TensorType, ValueId};
+use crate::tensor::DType;
+use crate::{Error, Result};
+
+/// Prefix of the policy's (in [`AnchorGraph`]: ref′'s) trainable inputs.
+pub const POLICY: &str = "policy.";
+/// Prefix of the reference's (in [`AnchorGraph`]: θ0's) trainable inputs.
+pub const REFERENCE: &str = "reference.";
+/// Prefix of gradient outputs.
+pub const GRADIENT: &str = "grad.";
+
+/// How the step gets the reference's errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reference {
+    /// A branch of the same graph.
+    Branch,
+    /// Inputs `reference_errors` `[B]`, computed by an [`ErrorGraph`] session.
+    Input,
+}
+
+/// Sizes of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepShape {
+    /// Pairs (or, without pairs, samples) per run.
+    pub pairs: usize,
+}
+
+/// The graph of one training step; see the module's text for the order of samples.
+///
+/// Inputs: those of the UNet (`sample` holds x_t), `target` `[B,C,H,W]`, `weight`, `reward_scale`, `label` `[P]`, and the
+/// trainable tensors. Outputs: `loss` `[]`, `errors` `[B]`, `reference_errors` `[B]`, `logit` `[P]` (the reward signal),
+/// `grad.NAME`.
+#[derive(Debug, Clone)]
+pub struct StepGraph {
+    /// The graph.
+    pub graph: Graph,
+}
+
+/// Forward only: the UNet's inputs, `target`, trainable tensors (prefix [`POLICY`]) → `errors` `[B]`.
+#[derive(Debug, Clone)]
+pub struct ErrorGraph {
+    /// The graph.
+    pub graph: Graph,
+}
+
+/// The `kl` anchor: the UNet's inputs, ref′ ([`POLICY`]) and θ0 ([`REFERENCE`]) → `loss` `[]`, `grad.NAME`.
+#[derive(Debug, Clone)]
+pub struct AnchorGraph {
+    /// The graph.
+    pub graph: Graph,
+}
+
+/// A graph under construction around one denoiser.
+struct Assembly<'a> {
+    graph: Graph,
+    body: &'a Graph,
+    given: HashMap<ValueId, ValueId>,
+    shared: SharedConstants,
+    batch: usize,
+}
+
+impl<'a> Assembly<'a> {
+    /// Starts with the inputs of the denoiser, whose batch dimension tells the number of samples.
+    fn new(name: &str, body: &'a Graph) -> Result<Self> {
+        let mut graph = Graph::new(name, body.opset);
+        graph.ir_version = body.ir_version;
+        graph.other_opsets.clone_from(&body.other_opsets);
+        let mut given = HashMap::new();
+        for input in &body.inputs {
+            let id = graph.add_input(&body.name(*input), body.ty(*input).clone());
+            given.insert(*input, id);
+        }
+        let batch = body.shape(body.input("sample")?)[0];
+        Ok(Self { graph, body, given, shared: SharedConstants::new(), batch })
+    }
+
+    /// Prediction of the denoiser with the given weights.
+    fn predict(&mut self, weights: &Weights) -> Result<ValueId> {
+        let out = inline(&mut self.graph, self.body, &self.given, Some(weights), &mut self.shared)?;
+        Ok(out[0])
+    }
+
+    /// An input of the prediction's shape.
+    fn target(&mut self) -> Result<ValueId> {
+        let prediction = *self.body.outputs.first().ok_or_else(|| {
+            Error::bad(format!("graph `{}`", self.body.name), "has no output", "Export the UNet again.")
+        })?;
+        let ty = TensorType::new(DType::F32, self.body.shape(prediction));
+        Ok(self.graph.add_input("target", ty))
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> ValueId {
+        self.graph.add_input(name, TensorType::new(DType::F32, vec![len]))
+    }
+
+    fn output(&mut self, value: ValueId, name: &str) -> Result<()> {
+        let value = if self.graph.inputs.contains(&value) || self.graph.outputs.contains(&value) {
+            self.graph.unary("Identity", value)?
+        } else {
+            value
+        };
+        self.graph.set_name(value, name);
+        self.graph.outputs.push(value);
+        Ok(())
+    }
+
+    /// Gradient outputs for `weights` of the scalar `loss`.
+    fn differentiate(&mut self, loss: ValueId, weights: &Weights) -> Result<()> {
+        let one = self.graph.scalar_like(loss, 1.0);
+        let found = gradients(&mut self.graph, &[(loss, one)], &weights.values)?;
+        for (t, gradient) in weights.trainables.tensors.iter().zip(found) {
+            let gradient = gradient.ok_or_else(|| {
+                Error::bad(
+                    format!("trainable tensor `{}`", t.name),
+                    "does not influence the prediction",
+                    "Leave it out of adapter.targets.",
+                )
+            })?;
+            self.output(gradient, &format!("{GRADIENT}{}", t.name))?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Graph {
+        self.graph.prune();
+        self.graph
+    }
+}
+
+impl StepGraph {
+    /// Builds the step of `objective` around `denoiser`, a static UNet with one timestep per sample whose batch is
+    /// `2·pairs` (objectives with pairs) or `pairs`.
+    pub fn build(
+        denoiser: &Graph,
+        trainables: &Trainables,
+        objective: &dyn Objective,
+        shape: StepShape,
+        reference: Reference,
+    ) -> Result<Self> {
+        let mut a = Assembly::new("ortdpo_step", denoiser)?;
+        let samples = if objective.needs_pairs() { 2 * shape.pairs } else { shape.pairs };
+        if a.batch != samples {
+            return Err(Error::bad(
+                format!("graph `{}`", denoiser.name),
+                format!("has a batch of {}, the step needs {samples}", a.batch),
+                "Fix the batch dimension to the number of samples of a step.",
+            ));
+        }
+        let target = a.target()?;
+        let weight = a.vector("weight", shape.pairs);
+        let reward_scale = a.vector("reward_scale", shape.pairs);
+        let label = a.vector("label", shape.pairs);
+        let policy = Weights::as_inputs(&mut a.graph, trainables, POLICY);
+        let reference_errors = match (objective.needs_reference(), reference) {
+            (false, _) => None,
+            (true, Reference::Input) => Some(a.vector("reference_errors", samples)),
+            (true, Reference::Branch) => {
+                let weights = Weights::as_inputs(&mut a.graph, trainables, REFERENCE);
+                let prediction = a.predict(&weights)?;
+                Some(errors(&mut a.graph, prediction, target)?)
+            }
+        };
+        let prediction = a.predict(&policy)?;
+        let own = errors(&mut a.graph, prediction, target)?;
+        let half = |g: &mut Graph, v: ValueId, second: bool| {
+            let start = if second { shape.pairs } else { 0 };
+            g.slice(v, 0, start, start + shape.pairs)
+        };
+        let pairs = objective.needs_pairs();
+        let likelihoods = Likelihoods {
+            e_w: half(&mut a.graph, own, false)?,
+            e_l: if pairs { Some(half(&mut a.graph, own, true)?) } else { None },
+            ref_w: reference_errors.map(|r| half(&mut a.graph, r, false)).transpose()?,
+            ref_l: match reference_errors {
+                Some(r) if pairs => Some(half(&mut a.graph, r, true)?),
+                _ => None,
+            },
+            reward_scale,
+            label,
+        };
+        let losses = objective.build(&mut a.graph, &likelihoods)?;
+        let weighted = a.graph.mul(losses.loss, weight)?;
+        let loss = a.graph.reduce("ReduceMean", weighted, &[0], false)?;
+        a.output(loss, "loss")?;
+        a.output(own, "errors")?;
+        if let (Some(r), Reference::Branch) = (reference_errors, reference) {
+            a.output(r, "reference_errors")?;
+        }
+        if let Some(signal) = losses.reward_signal {
+            a.output(signal, "logit")?;
+        }
+        a.differentiate(loss, &policy)?;
+        Ok(Self { graph: a.finish() })
+    }
+}
+
+impl ErrorGraph {
+    /// Builds the forward pass of `denoiser` with its errors.
+    pub fn build(denoiser: &Graph, trainables: &Trainables) -> Result<Self> {
+        let mut a = Assembly::new("ortdpo_errors", denoiser)?;
+        let target = a.target()?;
+        let weights = Weights::as_inputs(&mut a.graph, trainables, POLICY);
+        let prediction = a.predict(&weights)?;
+        let own = errors(&mut a.graph, prediction, target)?;
+        a.output(own, "errors")?;
+        Ok(Self { graph: a.finish() })
+    }
+}
+
+impl AnchorGraph {
+    /// Builds the two branches and their distance.
+    pub fn build(denoiser: &Graph, trainables: &Trainables) -> Result<Self> {
+        let mut a = Assembly::new("ortdpo_anchor", denoiser)?;
+        let moving = Weights::as_inputs(&mut a.graph, trainables, POLICY);
+        let initial = Weights::as_inputs(&mut a.graph, trainables, REFERENCE);
+        let fixed = a.predict(&initial)?;
+        let prediction = a.predict(&moving)?;
+        let distance = errors(&mut a.graph, prediction, fixed)?;
+        let loss = a.graph.reduce("ReduceMean", distance, &[0], false)?;
+        a.output(loss, "loss")?;
+        a.differentiate(loss, &moving)?;
+        Ok(Self { graph: a.finish() })
+    }
+}

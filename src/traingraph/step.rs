@@ -52,7 +52,8 @@ pub struct StepGraph {
     pub graph: Graph,
 }
 
-/// Forward only: the UNet's inputs, `target`, trainable tensors (prefix [`POLICY`]) → `errors` `[B]`.
+/// Forward only: the UNet's inputs, `target`, trainable tensors (prefix [`POLICY`]) → `errors` `[B]`, `prediction`
+/// `[B,C,H,W]`.
 #[derive(Debug, Clone)]
 pub struct ErrorGraph {
     /// The graph.
@@ -219,6 +220,7 @@ impl ErrorGraph {
         let prediction = a.predict(&weights)?;
         let own = errors(&mut a.graph, prediction, target)?;
         a.output(own, "errors")?;
+        a.output(prediction, "prediction")?;
         Ok(Self { graph: a.finish() })
     }
 }

@@ -1,0 +1,280 @@
+//! The sessions of a training run and what they are fed: the only place where the loop meets ONNX Runtime.
+//!
+//! - `step`: loss, errors and gradients of the policy, given the reference's errors or with the reference inside;
+//! - `errors`: forward pass of any weights (reference, held-out evaluation, drift probe);
+//! - `anchor`: the `kl` anchor, if it is on.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ndarray::{ArrayViewD, IxDyn};
+
+use super::denoiser::{self, Geometry};
+use crate::Result;
+use crate::diffusion::Timestep;
+use crate::objective::Objective;
+use crate::onnx::{Graph, Model};
+use crate::params::{Layout, ParamSet};
+use crate::runtime::{Binding, Session, SessionOptions, SharedWeights, TensorView};
+use crate::tensor::{DType, Tensor};
+use crate::traingraph::step::{GRADIENT, POLICY, REFERENCE};
+use crate::traingraph::{AnchorGraph, ErrorGraph, Reference, StepGraph, StepShape, Trainables};
+
+/// Noised samples with their targets, flat and in the order of the batch.
+#[derive(Debug, Clone, Default)]
+pub struct Samples {
+    /// x_t, `[N,C,H,W]`.
+    pub noisy: Vec<f32>,
+    /// What the denoiser should predict, `[N,C,H,W]`.
+    pub target: Vec<f32>,
+    /// Timestep of each sample.
+    pub timesteps: Vec<Timestep>,
+    /// Text conditioning, `[N,L,D]`.
+    pub text: Vec<f32>,
+}
+
+/// Per-pair inputs of a step.
+#[derive(Debug, Clone, Default)]
+pub struct PairInputs {
+    /// Loss weights.
+    pub weight: Vec<f32>,
+    /// Reward scales λ(t).
+    pub reward_scale: Vec<f32>,
+    /// 1, or 0.5 for a tie.
+    pub label: Vec<f32>,
+}
+
+/// What a step measured, besides the gradients.
+#[derive(Debug, Clone, Default)]
+pub struct StepValues {
+    /// Mean weighted loss.
+    pub loss: f32,
+    /// Errors of the policy, one per sample.
+    pub errors: Vec<f32>,
+    /// Errors of the reference, one per sample; empty without a reference.
+    pub reference_errors: Vec<f32>,
+    /// Reward signal, one per pair; empty without a reference.
+    pub reward_signal: Vec<f32>,
+}
+
+/// What is to be built.
+pub struct EngineOptions<'a> {
+    /// The UNet.
+    pub model: &'a Model,
+    /// Sizes; `samples` are those of a step.
+    pub geometry: Geometry,
+    /// Pairs of a step.
+    pub pairs: usize,
+    /// The objective.
+    pub objective: &'a dyn Objective,
+    /// Where the reference's errors come from.
+    pub reference: Reference,
+    /// Samples of the anchor, if it is on.
+    pub anchor_samples: Option<usize>,
+    /// How sessions are built.
+    pub session: SessionOptions,
+}
+
+/// A session with its buffers.
+struct Runner {
+    session: Session,
+    binding: Binding,
+    geometry: Geometry,
+    timestep_dtype: DType,
+}
+
+/// See the module's text.
+pub struct Engine {
+    step: Runner,
+    errors: Runner,
+    anchor: Option<Runner>,
+    trainables: Trainables,
+    layout: Arc<Layout>,
+    reference: Reference,
+    has_reference: bool,
+}
+
+impl Runner {
+    fn new(
+        graph: &Graph,
+        geometry: Geometry,
+        folder: &Path,
+        weights: &SharedWeights,
+        options: &SessionOptions,
+    ) -> Result<Self> {
+        let timestep_dtype = graph.dtype(graph.input("timestep")?);
+        let session = denoiser::session(graph, folder, weights, options)?;
+        let binding = Binding::new(&session)?;
+        Ok(Self { session, binding, geometry, timestep_dtype })
+    }
+
+    /// Runs on samples and further named inputs.
+    fn run(&mut self, samples: &Samples, target: bool, more: &[(&str, TensorView)]) -> Result<()> {
+        let n = self.geometry.samples;
+        let [c, h, w] = self.geometry.latent;
+        let [tokens, width] = self.geometry.text;
+        let latent = [n, c, h, w];
+        let timesteps = timestep_tensor(&samples.timesteps, self.timestep_dtype);
+        let mut given: Vec<(&str, TensorView)> = vec![
+            ("sample", TensorView::f32(&latent, &samples.noisy)),
+            ("timestep", (&timesteps).into()),
+            ("encoder_hidden_states", TensorView::f32(&[n, tokens, width], &samples.text)),
+        ];
+        if target {
+            given.push(("target", TensorView::f32(&latent, &samples.target)));
+        }
+        given.extend(more.iter().cloned());
+        self.binding.run(&mut self.session, &given)
+    }
+
+    fn values(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.binding.output(name)?.to_tensor().into_f32(name)?.into_raw_vec_and_offset().0)
+    }
+}
+
+fn timestep_tensor(timesteps: &[Timestep], dtype: DType) -> Tensor {
+    let shape = [timesteps.len()];
+    if dtype.is_float() {
+        Tensor::f32(&shape, timesteps.iter().map(|t| t.0 as f32).collect())
+    } else {
+        Tensor::i64(&shape, timesteps.iter().map(|t| i64::from(t.0)).collect())
+    }
+}
+
+/// Views of a parameter set under prefixed names.
+fn views<'a>(names: &'a [String], set: &'a ParamSet) -> impl Iterator<Item = (&'a str, TensorView<'a>)> {
+    names.iter().enumerate().map(|(i, name)| {
+        let view = ArrayViewD::from_shape(IxDyn(set.layout().shape(i)), set.tensor(i));
+        (name.as_str(), TensorView::F32(view.expect("a set's tensors have the shapes of its layout")))
+    })
+}
+
+fn prefixed(layout: &Layout, prefix: &str) -> Vec<String> {
+    layout.names().iter().map(|n| format!("{prefix}{n}")).collect()
+}
+
+impl Engine {
+    /// Derives the graphs and loads the sessions. `choose` picks what is trained on the static denoiser.
+    pub fn build(
+        options: &EngineOptions,
+        split_shared: bool,
+        choose: impl Fn(&Graph) -> Result<Trainables>,
+    ) -> Result<Self> {
+        let folder = options.model.folder();
+        let graph = denoiser::load(options.model, &options.geometry, split_shared)?;
+        let trainables = choose(&graph)?;
+        let layout = Layout::new(trainables.tensors.iter().map(|t| (t.name.clone(), t.shape.clone())))?;
+        let weights = denoiser::map_weights(&graph)?;
+        let shape = StepShape { pairs: options.pairs };
+        let step = StepGraph::build(&graph, &trainables, options.objective, shape, options.reference)?;
+        let runner = |g: &Graph, geometry| Runner::new(g, geometry, folder, &weights, &options.session);
+        let step = runner(&step.graph, options.geometry)?;
+        let errors = runner(&ErrorGraph::build(&graph, &trainables)?.graph, options.geometry)?;
+        let anchor = match options.anchor_samples {
+            None => None,
+            Some(samples) => {
+                let geometry = options.geometry.with_samples(samples);
+                let graph = denoiser::load(options.model, &geometry, split_shared)?;
+                // Node positions are the same for every batch size, but values are numbered per graph.
+                let trainables = choose(&graph)?;
+                Some(runner(&AnchorGraph::build(&graph, &trainables)?.graph, geometry)?)
+            }
+        };
+        let has_reference = options.objective.needs_reference();
+        Ok(Self { step, errors, anchor, trainables, layout, reference: options.reference, has_reference })
+    }
+
+    /// What is trained.
+    pub fn trainables(&self) -> &Trainables {
+        &self.trainables
+    }
+
+    /// Names and shapes of what is trained.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// Sizes of a step.
+    pub fn geometry(&self) -> Geometry {
+        self.step.geometry
+    }
+
+    /// Samples of the anchor's batch.
+    pub fn anchor_samples(&self) -> Option<usize> {
+        self.anchor.as_ref().map(|a| a.geometry.samples)
+    }
+
+    /// Errors and predictions of `weights` on one batch of samples.
+    pub fn errors(&mut self, weights: &ParamSet, samples: &Samples) -> Result<Vec<f32>> {
+        let names = prefixed(&self.layout, POLICY);
+        let inputs: Vec<_> = views(&names, weights).collect();
+        self.errors.run(samples, true, &inputs)?;
+        self.errors.values("errors")
+    }
+
+    /// Predictions of the last call of [`Engine::errors`], `[N,C,H,W]`.
+    pub fn predictions(&self) -> Result<Vec<f32>> {
+        self.errors.values("prediction")
+    }
+
+    /// Loss and gradients of `policy`; the gradients are read with [`Engine::gradient`].
+    pub fn step(
+        &mut self,
+        policy: &ParamSet,
+        reference: &ParamSet,
+        samples: &Samples,
+        pairs: &PairInputs,
+    ) -> Result<StepValues> {
+        let separate = self.has_reference && self.reference == Reference::Input;
+        let mut reference_errors = if separate { self.errors(reference, samples)? } else { Vec::new() };
+        let (own, other) = (prefixed(&self.layout, POLICY), prefixed(&self.layout, REFERENCE));
+        let mut inputs: Vec<_> = views(&own, policy).collect();
+        let n = [pairs.weight.len()];
+        inputs.push(("weight", TensorView::f32(&n, &pairs.weight)));
+        inputs.push(("reward_scale", TensorView::f32(&n, &pairs.reward_scale)));
+        inputs.push(("label", TensorView::f32(&n, &pairs.label)));
+        if separate {
+            inputs.push(("reference_errors", TensorView::f32(&[reference_errors.len()], &reference_errors)));
+        } else if self.has_reference {
+            inputs.extend(views(&other, reference));
+        }
+        self.step.run(samples, true, &inputs)?;
+        drop(inputs);
+        if self.has_reference && !separate {
+            reference_errors = self.step.values("reference_errors")?;
+        }
+        Ok(StepValues {
+            loss: self.step.binding.scalar("loss")?,
+            errors: self.step.values("errors")?,
+            reference_errors,
+            reward_signal: if self.has_reference { self.step.values("logit")? } else { Vec::new() },
+        })
+    }
+
+    /// Gradient of the last step's loss for the tensor `name`.
+    pub fn gradient(&self, name: &str) -> Option<&[f32]> {
+        gradient_of(&self.step, name)
+    }
+
+    /// Distance of the predictions of `moving` from those of `initial`; gradients via [`Engine::anchor_gradient`].
+    pub fn anchor(&mut self, moving: &ParamSet, initial: &ParamSet, samples: &Samples) -> Result<f32> {
+        let runner = self.anchor.as_mut().expect("the loop asks for the anchor only where it was built");
+        let (own, other) = (prefixed(&self.layout, POLICY), prefixed(&self.layout, REFERENCE));
+        let inputs: Vec<_> = views(&own, moving).chain(views(&other, initial)).collect();
+        runner.run(samples, false, &inputs)?;
+        runner.binding.scalar("loss")
+    }
+
+    /// Gradient of the last anchor's distance for the tensor `name`.
+    pub fn anchor_gradient(&self, name: &str) -> Option<&[f32]> {
+        self.anchor.as_ref().and_then(|a| gradient_of(a, name))
+    }
+}
+
+/// A gradient in the session's own buffer.
+fn gradient_of<'a>(runner: &'a Runner, name: &str) -> Option<&'a [f32]> {
+    match runner.binding.output(&format!("{GRADIENT}{name}")).ok()? {
+        TensorView::F32(view) => view.to_slice(),
+        _ => None,
+    }
+}

@@ -19,6 +19,7 @@ pub mod runtime;
 pub mod objective;
 pub mod tensor;
 pub mod timestep;
+pub mod train;
 pub mod traingraph;
 
 pub use error::{Error, Result};

@@ -108,23 +108,32 @@ impl Runner {
         Ok(Self { session, binding, geometry, timestep_dtype })
     }
 
-    /// Runs on samples and further named inputs.
-    fn run(&mut self, samples: &Samples, target: bool, more: &[(&str, TensorView)]) -> Result<()> {
+    /// The samples as named inputs. All views of one run have one lifetime: array views are invariant in theirs.
+    fn inputs<'a>(&self, samples: &'a Samples, timesteps: &'a Tensor) -> Vec<(&'a str, TensorView<'a>)> {
         let n = self.geometry.samples;
         let [c, h, w] = self.geometry.latent;
         let [tokens, width] = self.geometry.text;
-        let latent = [n, c, h, w];
-        let timesteps = timestep_tensor(&samples.timesteps, self.timestep_dtype);
-        let mut given: Vec<(&str, TensorView)> = vec![
-            ("sample", TensorView::f32(&latent, &samples.noisy)),
-            ("timestep", (&timesteps).into()),
+        vec![
+            ("sample", TensorView::f32(&[n, c, h, w], &samples.noisy)),
+            ("timestep", timesteps.into()),
             ("encoder_hidden_states", TensorView::f32(&[n, tokens, width], &samples.text)),
-        ];
-        if target {
-            given.push(("target", TensorView::f32(&latent, &samples.target)));
-        }
-        given.extend(more.iter().cloned());
-        self.binding.run(&mut self.session, &given)
+        ]
+    }
+
+    /// The samples with their targets as named inputs.
+    fn inputs_with_target<'a>(
+        &self,
+        samples: &'a Samples,
+        timesteps: &'a Tensor,
+    ) -> Vec<(&'a str, TensorView<'a>)> {
+        let [c, h, w] = self.geometry.latent;
+        let mut given = self.inputs(samples, timesteps);
+        given.push(("target", TensorView::f32(&[self.geometry.samples, c, h, w], &samples.target)));
+        given
+    }
+
+    fn run(&mut self, given: &[(&str, TensorView)]) -> Result<()> {
+        self.binding.run(&mut self.session, given)
     }
 
     fn values(&self, name: &str) -> Result<Vec<f32>> {
@@ -207,8 +216,10 @@ impl Engine {
     /// Errors and predictions of `weights` on one batch of samples.
     pub fn errors(&mut self, weights: &ParamSet, samples: &Samples) -> Result<Vec<f32>> {
         let names = prefixed(&self.layout, POLICY);
-        let inputs: Vec<_> = views(&names, weights).collect();
-        self.errors.run(samples, true, &inputs)?;
+        let timesteps = timestep_tensor(&samples.timesteps, self.errors.timestep_dtype);
+        let mut inputs = self.errors.inputs_with_target(samples, &timesteps);
+        inputs.extend(views(&names, weights));
+        self.errors.run(&inputs)?;
         self.errors.values("errors")
     }
 
@@ -228,8 +239,10 @@ impl Engine {
         let separate = self.has_reference && self.reference == Reference::Input;
         let mut reference_errors = if separate { self.errors(reference, samples)? } else { Vec::new() };
         let (own, other) = (prefixed(&self.layout, POLICY), prefixed(&self.layout, REFERENCE));
-        let mut inputs: Vec<_> = views(&own, policy).collect();
+        let timesteps = timestep_tensor(&samples.timesteps, self.step.timestep_dtype);
         let n = [pairs.weight.len()];
+        let mut inputs = self.step.inputs_with_target(samples, &timesteps);
+        inputs.extend(views(&own, policy));
         inputs.push(("weight", TensorView::f32(&n, &pairs.weight)));
         inputs.push(("reward_scale", TensorView::f32(&n, &pairs.reward_scale)));
         inputs.push(("label", TensorView::f32(&n, &pairs.label)));
@@ -238,7 +251,7 @@ impl Engine {
         } else if self.has_reference {
             inputs.extend(views(&other, reference));
         }
-        self.step.run(samples, true, &inputs)?;
+        self.step.run(&inputs)?;
         drop(inputs);
         if self.has_reference && !separate {
             reference_errors = self.step.values("reference_errors")?;
@@ -260,8 +273,11 @@ impl Engine {
     pub fn anchor(&mut self, moving: &ParamSet, initial: &ParamSet, samples: &Samples) -> Result<f32> {
         let runner = self.anchor.as_mut().expect("the loop asks for the anchor only where it was built");
         let (own, other) = (prefixed(&self.layout, POLICY), prefixed(&self.layout, REFERENCE));
-        let inputs: Vec<_> = views(&own, moving).chain(views(&other, initial)).collect();
-        runner.run(samples, false, &inputs)?;
+        let timesteps = timestep_tensor(&samples.timesteps, runner.timestep_dtype);
+        let mut inputs = runner.inputs(samples, &timesteps);
+        inputs.extend(views(&own, moving));
+        inputs.extend(views(&other, initial));
+        runner.run(&inputs)?;
         runner.binding.scalar("loss")
     }
 

@@ -1,0 +1,140 @@
+//! Timing of training steps on random inputs: what a model costs before any data is prepared.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::engine::{Engine, EngineOptions, PairInputs, Samples, StepValues};
+use super::memory;
+use crate::config::optimizer::OptimizerConfig;
+use crate::diffusion::Timestep;
+use crate::objective::Dpo;
+use crate::onnx::Model;
+use crate::optim::{AdamW, Gradient, Term, clip_factor};
+use crate::params::ParamSet;
+use crate::reference::Blend;
+use crate::rng::{Purpose, Streams};
+use crate::runtime::SessionOptions;
+use crate::traingraph::{Reference, Trainables};
+use crate::{Result, optim};
+
+use super::denoiser::Geometry;
+
+/// What to time.
+#[derive(Debug, Clone)]
+pub struct BenchOptions {
+    /// Sizes; `samples` is twice `pairs`.
+    pub geometry: Geometry,
+    /// Pairs of a step.
+    pub pairs: usize,
+    /// LoRA rank.
+    pub rank: usize,
+    /// Layers with an adapter.
+    pub targets: Vec<String>,
+    /// Steps that are run, the first ones included.
+    pub steps: usize,
+    /// Where the reference's errors come from.
+    pub reference: Reference,
+    /// How sessions are built.
+    pub session: SessionOptions,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchReport {
+    /// Trainable values.
+    pub trainable: usize,
+    /// Seconds to derive the graphs and load the sessions.
+    pub load_seconds: f64,
+    /// Seconds of every step, the slow first ones included.
+    pub step_seconds: Vec<f64>,
+    /// Median of the steps after the first two.
+    pub median_step_seconds: f64,
+    /// Largest resident memory so far, MB; pages of mapped model files included.
+    pub peak_rss_mb: Option<f64>,
+    /// Resident memory that belongs to no file at the end, MB.
+    pub anonymous_mb: Option<f64>,
+    /// Loss of the last step; finite if the step really ran.
+    pub last_loss: f32,
+}
+
+/// Runs whole steps: reference, policy, gradients, AdamW with clipping, EMA reference.
+pub fn run(model: &Model, options: &BenchOptions) -> Result<BenchReport> {
+    let started = Instant::now();
+    let objective = Dpo { beta: 2000.0, label_smoothing: 0.0 };
+    let engine_options = EngineOptions {
+        model,
+        geometry: options.geometry,
+        pairs: options.pairs,
+        objective: &objective,
+        reference: options.reference,
+        anchor_samples: None,
+        session: options.session.clone(),
+    };
+    let rank = options.rank;
+    let mut engine =
+        Engine::build(&engine_options, false, |g| Trainables::lora(g, &options.targets, rank, rank as f64))?;
+    let load_seconds = started.elapsed().as_secs_f64();
+    let (samples, pairs) = random_inputs(options);
+    let streams = Streams::new(0);
+    let mut policy = ParamSet::zeros(engine.layout());
+    streams.named(Purpose::AdapterInit, "bench").fill_normal(policy.values_mut());
+    policy.values_mut().iter_mut().for_each(|v| *v *= 0.01);
+    let initial = policy.clone();
+    let mut reference = policy.clone();
+    let config = OptimizerConfig::default();
+    let mut adamw = AdamW::new(&config, engine.layout());
+    let mut step_seconds = Vec::with_capacity(options.steps);
+    let mut last = StepValues::default();
+    for _ in 0..options.steps {
+        let started = Instant::now();
+        last = engine.step(&policy, &reference, &samples, &pairs)?;
+        let term = Term::by_name(engine.layout(), 1.0, |name| engine.gradient(name))?;
+        let gradient = Gradient::of(term);
+        let clip = clip_factor(gradient.norms().total, Some(1.0));
+        let follow =
+            optim::Follow { reference: &mut reference, initial: &initial, blend: Blend::new(0.01, 0.0) };
+        adamw.step(&mut policy, &gradient, clip, 1e-4, Some(follow));
+        step_seconds.push(started.elapsed().as_secs_f64());
+    }
+    let steady = step_seconds.get(2..).filter(|s| !s.is_empty()).unwrap_or(&step_seconds);
+    Ok(BenchReport {
+        trainable: engine.trainables().parameter_count(),
+        load_seconds,
+        median_step_seconds: median(steady),
+        step_seconds,
+        peak_rss_mb: memory::peak_rss_mb(),
+        anonymous_mb: memory::anonymous_mb(),
+        last_loss: last.loss,
+    })
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[middle],
+        _ => 0.5 * (sorted[middle - 1] + sorted[middle]),
+    }
+}
+
+fn random_inputs(options: &BenchOptions) -> (Samples, PairInputs) {
+    let g = options.geometry;
+    let streams = Streams::new(1);
+    let normal = |name: &str, len: usize| {
+        let mut values = vec![0.0; len];
+        streams.named(Purpose::Noise, name).fill_normal(&mut values);
+        values
+    };
+    let timesteps = (0..g.samples).map(|i| Timestep(((i % options.pairs) * 997 % 1000) as u32)).collect();
+    let samples = Samples {
+        noisy: normal("noisy", g.samples * g.latent_len()),
+        target: normal("target", g.samples * g.latent_len()),
+        text: normal("text", g.samples * g.text_len()),
+        timesteps,
+    };
+    let ones = vec![1.0; options.pairs];
+    (samples, PairInputs { weight: ones.clone(), reward_scale: ones.clone(), label: ones })
+}

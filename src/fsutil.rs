@@ -22,7 +22,9 @@ pub fn write_atomically_with(
     };
     let temp = tempfile::NamedTempFile::new_in(folder).map_err(Error::io(path, "write"))?;
     let mut out = std::io::BufWriter::new(temp.as_file());
-    write(&mut out).and_then(|()| out.flush()).map_err(Error::io(path, "write"))?;
+    write(&mut out)
+        .and_then(|()| out.flush())
+        .map_err(Error::io(path, "write"))?;
     drop(out);
     temp.as_file().sync_all().map_err(Error::io(path, "write"))?;
     #[cfg(unix)]
@@ -30,8 +32,11 @@ pub fn write_atomically_with(
         // Temporary files are private; what we keep has the usual permissions of a new file.
         use std::os::unix::fs::PermissionsExt;
         let mode = std::fs::Permissions::from_mode(0o644);
-        temp.as_file().set_permissions(mode).map_err(Error::io(path, "write"))?;
+        temp.as_file()
+            .set_permissions(mode)
+            .map_err(Error::io(path, "write"))?;
     }
-    temp.persist(path).map_err(|e| Error::io(path, "write")(e.error))?;
+    temp.persist(path)
+        .map_err(|e| Error::io(path, "write")(e.error))?;
     Ok(())
 }

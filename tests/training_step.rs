@@ -32,12 +32,14 @@ impl Recorded {
         let read = |(name, view): (String, safetensors::tensor::TensorView)| {
             let data = view.data();
             let values = match view.dtype() {
-                safetensors::Dtype::F32 => {
-                    data.chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().unwrap()) as f64).collect()
-                }
-                safetensors::Dtype::I64 => {
-                    data.chunks_exact(8).map(|c| i64::from_le_bytes(c.try_into().unwrap()) as f64).collect()
-                }
+                safetensors::Dtype::F32 => data
+                    .chunks_exact(4)
+                    .map(|c| f32::from_le_bytes(c.try_into().unwrap()) as f64)
+                    .collect(),
+                safetensors::Dtype::I64 => data
+                    .chunks_exact(8)
+                    .map(|c| i64::from_le_bytes(c.try_into().unwrap()) as f64)
+                    .collect(),
                 other => panic!("{name} holds {other:?}"),
             };
             (name, (view.shape().to_vec(), values))
@@ -62,7 +64,10 @@ impl Recorded {
 fn relative_error(found: &[f32], recorded: &[f64]) -> f64 {
     assert_eq!(found.len(), recorded.len());
     let largest = recorded.iter().fold(0.0f64, |a, v| a.max(v.abs()));
-    let worst = found.iter().zip(recorded).fold(0.0f64, |a, (f, r)| a.max((*f as f64 - r).abs()));
+    let worst = found
+        .iter()
+        .zip(recorded)
+        .fold(0.0f64, |a, (f, r)| a.max((*f as f64 - r).abs()));
     assert!(largest > 0.0, "a recorded gradient is zero everywhere");
     worst / largest
 }
@@ -74,18 +79,30 @@ fn twice(values: &[f32]) -> Vec<f32> {
 /// The samples of the recorded step: both halves, or the preferred one alone.
 fn samples(recorded: &Recorded, prediction: &str, both: bool) -> Samples {
     let half = |v: Vec<f32>| if both { v } else { v[..v.len() / 2].to_vec() };
-    let timesteps: Vec<Timestep> = recorded.values("timesteps").iter().map(|t| Timestep(*t as u32)).collect();
+    let timesteps: Vec<Timestep> = recorded
+        .values("timesteps")
+        .iter()
+        .map(|t| Timestep(*t as u32))
+        .collect();
     let text = recorded.f32("embeddings");
     Samples {
         noisy: half(recorded.f32("x_t")),
         target: half(recorded.f32(&format!("target.{prediction}"))),
-        timesteps: if both { [timesteps.clone(), timesteps].concat() } else { timesteps },
+        timesteps: if both {
+            [timesteps.clone(), timesteps].concat()
+        } else {
+            timesteps
+        },
         text: if both { twice(&text) } else { text },
     }
 }
 
 fn pair_inputs(recorded: &Recorded) -> PairInputs {
-    PairInputs { weight: recorded.f32("weight"), reward_scale: recorded.f32("scale"), label: vec![1.0; PAIRS] }
+    PairInputs {
+        weight: recorded.f32("weight"),
+        reward_scale: recorded.f32("scale"),
+        label: vec![1.0; PAIRS],
+    }
 }
 
 struct Case<'a> {
@@ -100,7 +117,11 @@ impl Case<'_> {
     fn engine(&self, objective: &dyn Objective, full: bool) -> Engine {
         let model = Model::read(fixtures().join("exports").join(self.model)).unwrap();
         let samples = if objective.needs_pairs() { 2 * PAIRS } else { PAIRS };
-        let geometry = Geometry { samples, latent: [4, 8, 8], text: [5, 6] };
+        let geometry = Geometry {
+            samples,
+            latent: [4, 8, 8],
+            text: [5, 6],
+        };
         let options = EngineOptions {
             model: &model,
             geometry,
@@ -108,11 +129,17 @@ impl Case<'_> {
             objective,
             reference: self.reference,
             anchor_samples: self.anchor.then_some(2 * PAIRS),
-            session: SessionOptions { threads: 1, ..SessionOptions::default() },
+            session: SessionOptions {
+                threads: 1,
+                ..SessionOptions::default()
+            },
         };
         let modules: Vec<String> = {
             let names = self.recorded.0.keys().filter_map(|k| k.strip_prefix("policy."));
-            let mut m: Vec<_> = names.filter_map(|k| k.strip_suffix(".lora_A.weight")).map(str::to_owned).collect();
+            let mut m: Vec<_> = names
+                .filter_map(|k| k.strip_suffix(".lora_A.weight"))
+                .map(str::to_owned)
+                .collect();
             m.sort();
             m
         };
@@ -129,7 +156,10 @@ impl Case<'_> {
         for t in &engine.trainables().tensors {
             let values = in_graph_layout(t, self.recorded, &format!("{prefix}{}", t.name));
             let index = engine.layout().index_of(&t.name).unwrap();
-            set.tensor_mut(index).iter_mut().zip(values).for_each(|(a, b)| *a = b as f32);
+            set.tensor_mut(index)
+                .iter_mut()
+                .zip(values)
+                .for_each(|(a, b)| *a = b as f32);
         }
         set
     }
@@ -151,8 +181,12 @@ fn in_graph_layout(t: &ortdpo::traingraph::Trainable, recorded: &Recorded, name:
     let values = recorded.values(name);
     match &t.kind {
         TrainableKind::Weight { transposed: true, .. } => {
-            let [rows, columns] = recorded.shape(name) else { panic!("{name} is no matrix") };
-            (0..rows * columns).map(|i| values[(i % rows) * columns + i / rows]).collect()
+            let [rows, columns] = recorded.shape(name) else {
+                panic!("{name} is no matrix")
+            };
+            (0..rows * columns)
+                .map(|i| values[(i % rows) * columns + i / rows])
+                .collect()
         }
         _ => values.to_vec(),
     }
@@ -168,25 +202,44 @@ fn check_step(case: &Case, objective: &dyn Objective, kind: &str, full: bool) {
         (case.set(&engine, "policy."), case.set(&engine, "reference."))
     };
     let samples = samples(case.recorded, case.prediction, objective.needs_pairs());
-    let values = engine.step(&policy, &reference, &samples, &pair_inputs(case.recorded)).unwrap();
+    let values = engine
+        .step(&policy, &reference, &samples, &pair_inputs(case.recorded))
+        .unwrap();
     let prefix = format!("{}.{kind}.", case.prediction);
     let loss = case.recorded.values(&format!("{prefix}loss"))[0];
-    assert!(((values.loss as f64 - loss) / loss).abs() < 1e-5, "{}: {} against {loss}", case.model, values.loss);
+    assert!(
+        ((values.loss as f64 - loss) / loss).abs() < 1e-5,
+        "{}: {} against {loss}",
+        case.model,
+        values.loss
+    );
     let e_w = case.recorded.values(&format!("{}.e_w", case.prediction));
     assert!(relative_error(&values.errors[..PAIRS], e_w) < 1e-5);
     if objective.needs_reference() {
         let ref_l = case.recorded.values(&format!("{}.ref_e_l", case.prediction));
         assert!(relative_error(&values.reference_errors[PAIRS..], ref_l) < 1e-5);
     }
-    let worst = case.compare(&engine, &format!("{prefix}grad."), |n| engine.gradient(n).unwrap().to_vec());
-    println!("{} {prefix} {} tensors, worst relative error {worst:.1e}", case.model, policy.layout().tensors());
+    let worst = case.compare(&engine, &format!("{prefix}grad."), |n| {
+        engine.gradient(n).unwrap().to_vec()
+    });
+    println!(
+        "{} {prefix} {} tensors, worst relative error {worst:.1e}",
+        case.model,
+        policy.layout().tensors()
+    );
 }
 
-const EXPORTS: [&str; 3] =
-    ["unet_sd15-legacy17-batch.onnx", "unet_sd15-dynamo20-batch.onnx", "unet_sd15-dynamo23-batch.onnx"];
+const EXPORTS: [&str; 3] = [
+    "unet_sd15-legacy17-batch.onnx",
+    "unet_sd15-dynamo20-batch.onnx",
+    "unet_sd15-dynamo23-batch.onnx",
+];
 
 fn dpo() -> Dpo {
-    Dpo { beta: BETA, label_smoothing: 0.0 }
+    Dpo {
+        beta: BETA,
+        label_smoothing: 0.0,
+    }
 }
 
 #[test]
@@ -195,7 +248,13 @@ fn lora_on_attention_equals_pytorch() {
     for model in EXPORTS {
         for reference in [Reference::Branch, Reference::Input] {
             for prediction in ["epsilon", "v_prediction"] {
-                let case = Case { model, recorded: &recorded, prediction, reference, anchor: false };
+                let case = Case {
+                    model,
+                    recorded: &recorded,
+                    prediction,
+                    reference,
+                    anchor: false,
+                };
                 check_step(&case, &dpo(), "dpo", false);
                 check_step(&case, &Sft, "sft", false);
             }
@@ -207,8 +266,13 @@ fn lora_on_attention_equals_pytorch() {
 fn lora_on_every_kind_of_layer_equals_pytorch() {
     let recorded = Recorded::read(&fixtures().join("lora_step/everything.safetensors"));
     for model in EXPORTS {
-        let case =
-            Case { model, recorded: &recorded, prediction: "epsilon", reference: Reference::Input, anchor: false };
+        let case = Case {
+            model,
+            recorded: &recorded,
+            prediction: "epsilon",
+            reference: Reference::Input,
+            anchor: false,
+        };
         check_step(&case, &dpo(), "dpo", false);
     }
 }
@@ -217,17 +281,27 @@ fn lora_on_every_kind_of_layer_equals_pytorch() {
 fn the_kl_anchor_equals_pytorch() {
     let recorded = Recorded::read(&fixtures().join("lora_step/attention.safetensors"));
     for model in EXPORTS {
-        let case =
-            Case { model, recorded: &recorded, prediction: "epsilon", reference: Reference::Input, anchor: true };
+        let case = Case {
+            model,
+            recorded: &recorded,
+            prediction: "epsilon",
+            reference: Reference::Input,
+            anchor: true,
+        };
         let mut engine = case.engine(&dpo(), false);
         let [policy, reference, initial] =
             ["policy.", "reference.", "initial."].map(|prefix| case.set(&engine, prefix));
         let mut next = reference.clone();
-        next.values_mut().iter_mut().zip(policy.values()).for_each(|(r, p)| *r = 0.75 * *r + 0.25 * p);
+        next.values_mut()
+            .iter_mut()
+            .zip(policy.values())
+            .for_each(|(r, p)| *r = 0.75 * *r + 0.25 * p);
         let samples = samples(&recorded, "epsilon", true);
         let loss = engine.anchor(&next, &initial, &samples).unwrap() as f64;
         let wanted = recorded.values("kl.loss")[0];
         assert!(((loss - wanted) / wanted).abs() < 1e-4, "{loss} against {wanted}");
-        case.compare(&engine, "kl.grad.", |n| engine.anchor_gradient(n).unwrap().to_vec());
+        case.compare(&engine, "kl.grad.", |n| {
+            engine.anchor_gradient(n).unwrap().to_vec()
+        });
     }
 }

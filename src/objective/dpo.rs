@@ -36,7 +36,11 @@ impl Objective for Dpo {
 
     fn build(&self, graph: &mut Graph, l: &Likelihoods) -> Result<Losses> {
         let (Some(e_l), Some(ref_w), Some(ref_l)) = (l.e_l, l.ref_w, l.ref_l) else {
-            return Err(Error::bad("objective.kind: dpo", "was built without pairs or reference", "Report this defect."));
+            return Err(Error::bad(
+                "objective.kind: dpo",
+                "was built without pairs or reference",
+                "Report this defect.",
+            ));
         };
         let delta_ref = graph.sub(ref_w, ref_l)?;
         let delta = graph.sub(l.e_w, e_l)?;
@@ -52,6 +56,9 @@ impl Objective for Dpo {
         let doubt = graph.sub(one, sure)?;
         let wrong = graph.mul(doubt, logit)?;
         let loss = graph.add(right, wrong)?;
-        Ok(Losses { loss, reward_signal: Some(logit) })
+        Ok(Losses {
+            loss,
+            reward_signal: Some(logit),
+        })
     }
 }

@@ -22,6 +22,9 @@ impl Objective for Sft {
     }
 
     fn build(&self, _graph: &mut Graph, l: &Likelihoods) -> Result<Losses> {
-        Ok(Losses { loss: l.e_w, reward_signal: None })
+        Ok(Losses {
+            loss: l.e_w,
+            reward_signal: None,
+        })
     }
 }

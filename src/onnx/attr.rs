@@ -130,7 +130,10 @@ impl Attrs {
                 other => {
                     return Err(Error::bad(
                         place,
-                        format!("attribute `{}` has type {other:?}, which ortdpo does not read", a.name),
+                        format!(
+                            "attribute `{}` has type {other:?}, which ortdpo does not read",
+                            a.name
+                        ),
                         "Export the model without it.",
                     ));
                 }
@@ -144,7 +147,10 @@ impl Attrs {
     pub(super) fn to_proto(&self) -> Vec<proto::AttributeProto> {
         use proto::AttributeType as T;
         let one = |(name, value): &(String, Attr)| {
-            let mut a = proto::AttributeProto { name: name.clone(), ..Default::default() };
+            let mut a = proto::AttributeProto {
+                name: name.clone(),
+                ..Default::default()
+            };
             let kind = match value {
                 Attr::Int(v) => {
                     a.i = *v;

@@ -33,11 +33,7 @@ impl Graph {
     }
 
     /// Adds a node as it is, its output types inferred. `names` are the outputs' names; `None` leaves an output out.
-    pub fn add_node(
-        &mut self,
-        mut node: Node,
-        names: &[Option<&str>],
-    ) -> Result<Vec<Option<ValueId>>> {
+    pub fn add_node(&mut self, mut node: Node, names: &[Option<&str>]) -> Result<Vec<Option<ValueId>>> {
         let types = infer::infer(self, &node, names.len())?;
         node.outputs = names
             .iter()
@@ -57,8 +53,12 @@ impl Graph {
         body: &Graph,
         original: &Node,
     ) -> Result<Vec<Option<ValueId>>> {
-        let key =
-            (node.op.clone(), node.domain.clone(), node.inputs.clone(), format!("{:?}/{}", node.attrs, node.outputs.len()));
+        let key = (
+            node.op.clone(),
+            node.domain.clone(),
+            node.inputs.clone(),
+            format!("{:?}/{}", node.attrs, node.outputs.len()),
+        );
         if let Some(made) = self.known.get(&key) {
             return Ok(made.clone());
         }
@@ -77,7 +77,12 @@ impl Graph {
         attrs: Attrs,
         outputs: usize,
     ) -> Result<Vec<ValueId>> {
-        let key = (op.to_owned(), String::new(), inputs.to_vec(), format!("{attrs:?}/{outputs}"));
+        let key = (
+            op.to_owned(),
+            String::new(),
+            inputs.to_vec(),
+            format!("{attrs:?}/{outputs}"),
+        );
         let made = match self.known.get(&key) {
             Some(made) => made.clone(),
             None => {
@@ -95,7 +100,10 @@ impl Graph {
                 made
             }
         };
-        Ok(made.into_iter().map(|v| v.expect("all outputs were asked for")).collect())
+        Ok(made
+            .into_iter()
+            .map(|v| v.expect("all outputs were asked for"))
+            .collect())
     }
 
     /// Adds an operator with one output.
@@ -106,7 +114,11 @@ impl Graph {
 
     /// A constant list of integers (axes, shapes, indices): i64, one dimension.
     pub fn ints(&mut self, values: &[i64]) -> ValueId {
-        let key = (DType::I64, vec![values.len()], values.iter().map(|v| *v as u64).collect());
+        let key = (
+            DType::I64,
+            vec![values.len()],
+            values.iter().map(|v| *v as u64).collect(),
+        );
         if let Some(id) = self.literals.get(&key) {
             return *id;
         }
@@ -128,7 +140,11 @@ impl Graph {
 
     /// A constant float tensor of type `dtype`.
     pub fn float_tensor(&mut self, dtype: DType, shape: &[usize], values: &[f64]) -> ValueId {
-        let key = (dtype, shape.to_vec(), values.iter().map(|v| v.to_bits()).collect());
+        let key = (
+            dtype,
+            shape.to_vec(),
+            values.iter().map(|v| v.to_bits()).collect(),
+        );
         if let Some(id) = self.literals.get(&key) {
             return *id;
         }
@@ -209,7 +225,11 @@ impl Graph {
         if self.dtype(a) == dtype {
             return Ok(a);
         }
-        self.op("Cast", &[a], Attrs::new().int("to", super::data::dtype_to_onnx(dtype).into()))
+        self.op(
+            "Cast",
+            &[a],
+            Attrs::new().int("to", super::data::dtype_to_onnx(dtype).into()),
+        )
     }
 
     /// `a` with the shape `shape` (same number of elements).
@@ -220,7 +240,11 @@ impl Graph {
         let dims: Vec<i64> = shape.iter().map(|d| *d as i64).collect();
         let dims = self.ints(&dims);
         // A dimension of 0 would mean "copy from the input" without allowzero.
-        let attrs = if shape.contains(&0) { Attrs::new().int("allowzero", 1) } else { Attrs::new() };
+        let attrs = if shape.contains(&0) {
+            Attrs::new().int("allowzero", 1)
+        } else {
+            Attrs::new()
+        };
         self.op("Reshape", &[a, dims], attrs)
     }
 
@@ -305,7 +329,11 @@ impl Graph {
         if start == 0 && end == self.shape(a)[axis] {
             return Ok(a);
         }
-        let (start, end, axis) = (self.ints(&[start as i64]), self.ints(&[end as i64]), self.ints(&[axis as i64]));
+        let (start, end, axis) = (
+            self.ints(&[start as i64]),
+            self.ints(&[end as i64]),
+            self.ints(&[axis as i64]),
+        );
         self.op("Slice", &[a, start, end, axis], Attrs::new())
     }
 
@@ -333,7 +361,9 @@ impl Graph {
 
     /// `a` without `-before[i]` and `-after[i]` elements at the ends of dimension `i`.
     fn crop(&mut self, a: ValueId, before: &[i64], after: &[i64]) -> Result<ValueId> {
-        let cut: Vec<usize> = (0..before.len()).filter(|i| before[*i] != 0 || after[*i] != 0).collect();
+        let cut: Vec<usize> = (0..before.len())
+            .filter(|i| before[*i] != 0 || after[*i] != 0)
+            .collect();
         let starts: Vec<i64> = cut.iter().map(|i| -before[*i]).collect();
         let ends: Vec<i64> = cut.iter().map(|i| self.shape(a)[*i] as i64 + after[*i]).collect();
         let axes: Vec<i64> = cut.iter().map(|i| *i as i64).collect();

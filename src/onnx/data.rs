@@ -57,18 +57,26 @@ const DTYPES: [(i32, DType); 14] = [
 
 /// Element type from its ONNX number.
 pub fn dtype_from_onnx(number: i32, place: &str) -> Result<DType> {
-    DTYPES.iter().find(|(n, _)| *n == number).map(|(_, d)| *d).ok_or_else(|| {
-        Error::bad(
-            place,
-            format!("element type number {number} is not supported"),
-            "Export the model in fp32, fp16 or bf16.",
-        )
-    })
+    DTYPES
+        .iter()
+        .find(|(n, _)| *n == number)
+        .map(|(_, d)| *d)
+        .ok_or_else(|| {
+            Error::bad(
+                place,
+                format!("element type number {number} is not supported"),
+                "Export the model in fp32, fp16 or bf16.",
+            )
+        })
 }
 
 /// ONNX number of an element type.
 pub fn dtype_to_onnx(dtype: DType) -> i32 {
-    DTYPES.iter().find(|(_, d)| *d == dtype).map(|(n, _)| *n).expect("the table holds every DType")
+    DTYPES
+        .iter()
+        .find(|(_, d)| *d == dtype)
+        .map(|(n, _)| *n)
+        .expect("the table holds every DType")
 }
 
 impl Constant {
@@ -76,11 +84,21 @@ impl Constant {
     pub fn floats(dtype: DType, shape: &[usize], values: &[f64]) -> Self {
         let bytes: Vec<u8> = match dtype {
             DType::F64 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            DType::F16 => values.iter().flat_map(|v| f16::from_f64(*v).to_le_bytes()).collect(),
-            DType::BF16 => values.iter().flat_map(|v| bf16::from_f64(*v).to_le_bytes()).collect(),
+            DType::F16 => values
+                .iter()
+                .flat_map(|v| f16::from_f64(*v).to_le_bytes())
+                .collect(),
+            DType::BF16 => values
+                .iter()
+                .flat_map(|v| bf16::from_f64(*v).to_le_bytes())
+                .collect(),
             _ => values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect(),
         };
-        Self { dtype, shape: shape.to_vec(), data: TensorData::Inline(bytes.into()) }
+        Self {
+            dtype,
+            shape: shape.to_vec(),
+            data: TensorData::Inline(bytes.into()),
+        }
     }
 
     /// From integers, stored as `dtype` (an integer type or bool).
@@ -91,7 +109,11 @@ impl Constant {
             2 => values.iter().flat_map(|v| (*v as i16).to_le_bytes()).collect(),
             _ => values.iter().map(|v| *v as u8).collect(),
         };
-        Self { dtype, shape: shape.to_vec(), data: TensorData::Inline(bytes.into()) }
+        Self {
+            dtype,
+            shape: shape.to_vec(),
+            data: TensorData::Inline(bytes.into()),
+        }
     }
 
     /// Number of elements.
@@ -106,29 +128,56 @@ impl Constant {
 
     /// Elements as `f64`, if they are floats in memory.
     pub fn to_floats(&self) -> Option<Vec<f64>> {
-        let TensorData::Inline(b) = &self.data else { return None };
+        let TensorData::Inline(b) = &self.data else {
+            return None;
+        };
         Some(match self.dtype {
-            DType::F32 => b.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]) as f64).collect(),
-            DType::F64 => {
-                b.chunks_exact(8).map(|c| f64::from_le_bytes(c.try_into().expect("chunks of 8"))).collect()
-            }
-            DType::F16 => b.chunks_exact(2).map(|c| f16::from_le_bytes([c[0], c[1]]).to_f64()).collect(),
-            DType::BF16 => b.chunks_exact(2).map(|c| bf16::from_le_bytes([c[0], c[1]]).to_f64()).collect(),
+            DType::F32 => b
+                .chunks_exact(4)
+                .map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]) as f64)
+                .collect(),
+            DType::F64 => b
+                .chunks_exact(8)
+                .map(|c| f64::from_le_bytes(c.try_into().expect("chunks of 8")))
+                .collect(),
+            DType::F16 => b
+                .chunks_exact(2)
+                .map(|c| f16::from_le_bytes([c[0], c[1]]).to_f64())
+                .collect(),
+            DType::BF16 => b
+                .chunks_exact(2)
+                .map(|c| bf16::from_le_bytes([c[0], c[1]]).to_f64())
+                .collect(),
             _ => return None,
         })
     }
 
     /// Elements as `i64`, if they are integers or booleans in memory.
     pub fn to_integers(&self) -> Option<Vec<i64>> {
-        let TensorData::Inline(b) = &self.data else { return None };
+        let TensorData::Inline(b) = &self.data else {
+            return None;
+        };
         Some(match self.dtype {
-            DType::I64 | DType::U64 => {
-                b.chunks_exact(8).map(|c| i64::from_le_bytes(c.try_into().expect("chunks of 8"))).collect()
-            }
-            DType::I32 => b.chunks_exact(4).map(|c| i32::from_le_bytes([c[0], c[1], c[2], c[3]]) as i64).collect(),
-            DType::U32 => b.chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]) as i64).collect(),
-            DType::I16 => b.chunks_exact(2).map(|c| i16::from_le_bytes([c[0], c[1]]) as i64).collect(),
-            DType::U16 => b.chunks_exact(2).map(|c| u16::from_le_bytes([c[0], c[1]]) as i64).collect(),
+            DType::I64 | DType::U64 => b
+                .chunks_exact(8)
+                .map(|c| i64::from_le_bytes(c.try_into().expect("chunks of 8")))
+                .collect(),
+            DType::I32 => b
+                .chunks_exact(4)
+                .map(|c| i32::from_le_bytes([c[0], c[1], c[2], c[3]]) as i64)
+                .collect(),
+            DType::U32 => b
+                .chunks_exact(4)
+                .map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]) as i64)
+                .collect(),
+            DType::I16 => b
+                .chunks_exact(2)
+                .map(|c| i16::from_le_bytes([c[0], c[1]]) as i64)
+                .collect(),
+            DType::U16 => b
+                .chunks_exact(2)
+                .map(|c| u16::from_le_bytes([c[0], c[1]]) as i64)
+                .collect(),
             DType::I8 => b.iter().map(|v| *v as i8 as i64).collect(),
             DType::U8 | DType::Bool => b.iter().map(|v| *v as i64).collect(),
             _ => return None,
@@ -143,8 +192,10 @@ impl Constant {
                 use std::io::{Read, Seek, SeekFrom};
                 let mut f = std::fs::File::open(file.as_path()).map_err(Error::io(file.as_path(), "open"))?;
                 let mut bytes = vec![0; *length as usize];
-                f.seek(SeekFrom::Start(*offset)).map_err(Error::io(file.as_path(), "read"))?;
-                f.read_exact(&mut bytes).map_err(Error::io(file.as_path(), "read"))?;
+                f.seek(SeekFrom::Start(*offset))
+                    .map_err(Error::io(file.as_path(), "read"))?;
+                f.read_exact(&mut bytes)
+                    .map_err(Error::io(file.as_path(), "read"))?;
                 Ok(bytes.into())
             }
         }
@@ -159,10 +210,23 @@ impl Constant {
             .iter()
             .map(|d| usize::try_from(*d))
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| Error::bad(place(), "has a negative dimension", "The file is damaged; export it again."))?;
-        let wanted = shape.iter().try_fold(dtype.size(), |n, d| n.checked_mul(*d)).ok_or_else(|| {
-            Error::bad(place(), "is impossibly large", "The file is damaged; export it again.")
-        })?;
+            .map_err(|_| {
+                Error::bad(
+                    place(),
+                    "has a negative dimension",
+                    "The file is damaged; export it again.",
+                )
+            })?;
+        let wanted = shape
+            .iter()
+            .try_fold(dtype.size(), |n, d| n.checked_mul(*d))
+            .ok_or_else(|| {
+                Error::bad(
+                    place(),
+                    "is impossibly large",
+                    "The file is damaged; export it again.",
+                )
+            })?;
         let data = if t.data_location == 1 {
             external(t, folder, wanted as u64)?
         } else if !t.raw_data.is_empty() || dtype == DType::String {
@@ -176,7 +240,10 @@ impl Constant {
         {
             return Err(Error::bad(
                 place(),
-                format!("holds {} bytes where its shape {shape:?} needs {wanted}", bytes.len()),
+                format!(
+                    "holds {} bytes where its shape {shape:?} needs {wanted}",
+                    bytes.len()
+                ),
                 "The file is damaged; export it again.",
             ));
         }
@@ -194,8 +261,13 @@ impl Constant {
         match &self.data {
             TensorData::Inline(bytes) => t.raw_data = bytes.clone(),
             TensorData::External { file, offset, length } => {
-                let location = folder.and_then(|f| file.strip_prefix(f).ok()).unwrap_or(file.as_path());
-                let entry = |key: &str, value: String| proto::StringStringEntryProto { key: key.to_owned(), value };
+                let location = folder
+                    .and_then(|f| file.strip_prefix(f).ok())
+                    .unwrap_or(file.as_path());
+                let entry = |key: &str, value: String| proto::StringStringEntryProto {
+                    key: key.to_owned(),
+                    value,
+                };
                 t.data_location = 1;
                 t.external_data = vec![
                     entry("location", location.to_string_lossy().into_owned()),
@@ -215,11 +287,17 @@ fn typed_fields(t: &proto::TensorProto, dtype: DType) -> Bytes {
         DType::F64 => t.double_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
         DType::I64 => t.int64_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
         DType::U64 => t.uint64_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        DType::U32 => t.uint64_data.iter().flat_map(|v| (*v as u32).to_le_bytes()).collect(),
+        DType::U32 => t
+            .uint64_data
+            .iter()
+            .flat_map(|v| (*v as u32).to_le_bytes())
+            .collect(),
         DType::I32 => t.int32_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        DType::F16 | DType::BF16 | DType::I16 | DType::U16 => {
-            t.int32_data.iter().flat_map(|v| (*v as u16).to_le_bytes()).collect()
-        }
+        DType::F16 | DType::BF16 | DType::I16 | DType::U16 => t
+            .int32_data
+            .iter()
+            .flat_map(|v| (*v as u16).to_le_bytes())
+            .collect(),
         DType::I8 | DType::U8 | DType::Bool => t.int32_data.iter().map(|v| *v as u8).collect(),
         DType::String => Vec::new(),
     };
@@ -229,13 +307,26 @@ fn typed_fields(t: &proto::TensorProto, dtype: DType) -> Bytes {
 /// Finds external data and checks that the file is there and long enough.
 fn external(t: &proto::TensorProto, folder: Option<&Path>, wanted: u64) -> Result<TensorData> {
     let place = format!("tensor `{}`", t.name);
-    let entry = |key: &str| t.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
+    let entry = |key: &str| {
+        t.external_data
+            .iter()
+            .find(|e| e.key == key)
+            .map(|e| e.value.as_str())
+    };
     let (Some(folder), Some(location)) = (folder, entry("location")) else {
-        return Err(Error::bad(place, "has external data without a location", "Export the model again."));
+        return Err(Error::bad(
+            place,
+            "has external data without a location",
+            "Export the model again.",
+        ));
     };
     let number = |key: &str| entry(key).map(str::parse::<u64>).transpose();
     let (Ok(offset), Ok(length)) = (number("offset"), number("length")) else {
-        return Err(Error::bad(place, "has an unreadable offset or length", "Export the model again."));
+        return Err(Error::bad(
+            place,
+            "has an unreadable offset or length",
+            "Export the model again.",
+        ));
     };
     let (offset, length) = (offset.unwrap_or(0), length.unwrap_or(wanted));
     let file = folder.join(location);
@@ -251,9 +342,16 @@ fn external(t: &proto::TensorProto, folder: Option<&Path>, wanted: u64) -> Resul
     if length != wanted || offset.checked_add(length).is_none_or(|end| end > size) {
         return Err(Error::bad(
             file.display().to_string(),
-            format!("is {size} bytes long, too short for {place} (bytes {offset} to {})", offset.saturating_add(wanted)),
+            format!(
+                "is {size} bytes long, too short for {place} (bytes {offset} to {})",
+                offset.saturating_add(wanted)
+            ),
             "The copy is incomplete; copy the data file again, or export the model again.",
         ));
     }
-    Ok(TensorData::External { file: Arc::new(file), offset, length })
+    Ok(TensorData::External {
+        file: Arc::new(file),
+        offset,
+        length,
+    })
 }

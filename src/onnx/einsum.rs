@@ -38,7 +38,9 @@ impl Einsum {
                 if *known == 1 {
                     *known = *size;
                 } else if *known != *size && *size != 1 {
-                    return Err(format!("has equation `{equation}`, whose label `{label}` has sizes {known} and {size}"));
+                    return Err(format!(
+                        "has equation `{equation}`, whose label `{label}` has sizes {known} and {size}"
+                    ));
                 }
             }
             operands.push(labels);
@@ -53,8 +55,14 @@ impl Einsum {
         };
         let output: Vec<char> = output;
         match output.iter().find(|c| !sizes.contains_key(c)) {
-            Some(c) => Err(format!("has equation `{equation}`, whose output label `{c}` is in no operand")),
-            None => Ok(Self { operands, output, sizes }),
+            Some(c) => Err(format!(
+                "has equation `{equation}`, whose output label `{c}` is in no operand"
+            )),
+            None => Ok(Self {
+                operands,
+                output,
+                sizes,
+            }),
         }
     }
 
@@ -82,8 +90,17 @@ fn ellipsis_labels(n: usize) -> Vec<char> {
 
 /// Without `->`: the ellipsis, then the labels that appear once, in alphabetical order.
 fn implicit_output(operands: &[Vec<char>], dots: &[char]) -> Vec<char> {
-    let all: Vec<char> = operands.iter().flatten().copied().filter(|c| !c.is_ascii_digit()).collect();
-    let mut once: Vec<char> = all.iter().copied().filter(|c| all.iter().filter(|d| *d == c).count() == 1).collect();
+    let all: Vec<char> = operands
+        .iter()
+        .flatten()
+        .copied()
+        .filter(|c| !c.is_ascii_digit())
+        .collect();
+    let mut once: Vec<char> = all
+        .iter()
+        .copied()
+        .filter(|c| all.iter().filter(|d| *d == c).count() == 1)
+        .collect();
     once.sort_unstable();
     dots.iter().copied().chain(once).collect()
 }
@@ -101,11 +118,18 @@ mod tests {
     #[test]
     fn without_an_arrow_single_labels_are_sorted() {
         let e = Einsum::parse("ba,cb", &[&[2, 3], &[4, 2]]).unwrap();
-        assert_eq!((e.output.as_slice(), e.output_shape()), (&['a', 'c'][..], vec![3, 4]));
+        assert_eq!(
+            (e.output.as_slice(), e.output_shape()),
+            (&['a', 'c'][..], vec![3, 4])
+        );
     }
 
     #[test]
     fn sizes_that_differ_are_refused() {
-        assert!(Einsum::parse("ij,jk->ik", &[&[2, 3], &[4, 5]]).unwrap_err().contains("sizes 3 and 4"));
+        assert!(
+            Einsum::parse("ij,jk->ik", &[&[2, 3], &[4, 5]])
+                .unwrap_err()
+                .contains("sizes 3 and 4")
+        );
     }
 }

@@ -34,7 +34,11 @@ impl Literal {
     }
 
     fn ints(dtype: DType, shape: &[usize], values: Vec<i64>) -> Self {
-        Self { dtype, shape: shape.to_vec(), numbers: Numbers::Ints(values) }
+        Self {
+            dtype,
+            shape: shape.to_vec(),
+            numbers: Numbers::Ints(values),
+        }
     }
 
     fn from_constant(c: &Constant) -> Option<Self> {
@@ -42,7 +46,11 @@ impl Literal {
             true => Numbers::Floats(c.to_floats()?),
             false => Numbers::Ints(c.to_integers()?),
         };
-        Some(Self { dtype: c.dtype, shape: c.shape.clone(), numbers })
+        Some(Self {
+            dtype: c.dtype,
+            shape: c.shape.clone(),
+            numbers,
+        })
     }
 
     /// As a constant of the graph; floats are rounded to their type here.
@@ -67,7 +75,11 @@ impl Literal {
             Numbers::Ints(v) => Numbers::Ints((0..n).map(|i| v[pick(i)]).collect()),
             Numbers::Floats(v) => Numbers::Floats((0..n).map(|i| v[pick(i)]).collect()),
         };
-        Self { dtype: self.dtype, shape: shape.to_vec(), numbers }
+        Self {
+            dtype: self.dtype,
+            shape: shape.to_vec(),
+            numbers,
+        }
     }
 
     fn broadcast_to(&self, shape: &[usize]) -> Self {
@@ -75,7 +87,15 @@ impl Literal {
         let lead = shape.len() - self.shape.len();
         self.gathered(shape, |i| {
             let at = position(i, shape);
-            (0..self.shape.len()).map(|d| if self.shape[d] == 1 { 0 } else { at[d + lead] * strides[d] }).sum()
+            (0..self.shape.len())
+                .map(|d| {
+                    if self.shape[d] == 1 {
+                        0
+                    } else {
+                        at[d + lead] * strides[d]
+                    }
+                })
+                .sum()
         })
     }
 }
@@ -105,7 +125,13 @@ pub fn evaluate(v: &View) -> Result<Option<Vec<Literal>>> {
     }
     match v.node.op.as_str() {
         "Shape" => return shape_of(v),
-        "Size" => return Ok(Some(vec![Literal::ints(DType::I64, &[], vec![v.ty(0)?.len() as i64])])),
+        "Size" => {
+            return Ok(Some(vec![Literal::ints(
+                DType::I64,
+                &[],
+                vec![v.ty(0)?.len() as i64],
+            )]));
+        }
         _ => {}
     }
     let mut inputs = Vec::with_capacity(v.node.inputs.len());
@@ -115,7 +141,12 @@ pub fn evaluate(v: &View) -> Result<Option<Vec<Literal>>> {
             Some(value) => {
                 // Parameters of more than one number are weights: their nodes stay, whatever they compute.
                 let weight = v.graph.parameters.contains(value) && v.graph.ty(*value).len() > 1;
-                match v.graph.number(*value).filter(|_| !weight).and_then(Literal::from_constant) {
+                match v
+                    .graph
+                    .number(*value)
+                    .filter(|_| !weight)
+                    .and_then(Literal::from_constant)
+                {
                     Some(l) => Some(l),
                     None => return Ok(None),
                 }
@@ -125,7 +156,9 @@ pub fn evaluate(v: &View) -> Result<Option<Vec<Literal>>> {
     if v.node.op == "Split" {
         return split(v, &inputs);
     }
-    let Ok(mut types) = infer::infer(v.graph, v.node, 1) else { return Ok(None) };
+    let Ok(mut types) = infer::infer(v.graph, v.node, 1) else {
+        return Ok(None);
+    };
     let ty = types.swap_remove(0);
     if ty.len() > MAX_ELEMENTS {
         return Ok(None);
@@ -138,13 +171,22 @@ fn shape_of(v: &View) -> Result<Option<Vec<Literal>>> {
     let shape = v.shape(0)?;
     let rank = shape.len() as i64;
     let start = v.int("start", 0);
-    let start = if start < 0 { (start + rank).max(0) } else { start.min(rank) } as usize;
-    let dims: Vec<i64> = shape[start..start + ty.shape[0]].iter().map(|d| *d as i64).collect();
+    let start = if start < 0 {
+        (start + rank).max(0)
+    } else {
+        start.min(rank)
+    } as usize;
+    let dims: Vec<i64> = shape[start..start + ty.shape[0]]
+        .iter()
+        .map(|d| *d as i64)
+        .collect();
     Ok(Some(vec![Literal::ints(DType::I64, &ty.shape, dims)]))
 }
 
 fn split(v: &View, inputs: &[Option<Literal>]) -> Result<Option<Vec<Literal>>> {
-    let Some(x) = inputs[0].as_ref() else { return Ok(None) };
+    let Some(x) = inputs[0].as_ref() else {
+        return Ok(None);
+    };
     let axis = v.axis_attr(0, 0)?;
     let outputs = match v.ints(1)? {
         Some(parts) => parts.len(),
@@ -172,11 +214,17 @@ fn one(v: &View, inputs: &[Option<Literal>], dtype: DType, shape: &[usize]) -> R
     if v.node.op == "ConstantOfShape" {
         let fill = match v.node.attrs.get("value") {
             Some(Attr::Tensor(c)) => Literal::from_constant(c),
-            _ => Some(Literal { dtype, shape: vec![1], numbers: Numbers::Floats(vec![0.0]) }),
+            _ => Some(Literal {
+                dtype,
+                shape: vec![1],
+                numbers: Numbers::Floats(vec![0.0]),
+            }),
         };
         return Ok(fill.map(|f| f.gathered(shape, |_| 0)));
     }
-    let Some(x) = inputs.first().and_then(Option::as_ref) else { return Ok(None) };
+    let Some(x) = inputs.first().and_then(Option::as_ref) else {
+        return Ok(None);
+    };
     Ok(match v.node.op.as_str() {
         "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => Some(x.gathered(shape, |i| i)),
         "Expand" => Some(x.broadcast_to(shape)),
@@ -184,7 +232,11 @@ fn one(v: &View, inputs: &[Option<Literal>], dtype: DType, shape: &[usize]) -> R
         "Transpose" => {
             let (perm, from) = (transpose_perm(v)?, strides(&x.shape));
             Some(x.gathered(shape, |i| {
-                position(i, shape).iter().zip(&perm).map(|(at, p)| at * from[*p]).sum()
+                position(i, shape)
+                    .iter()
+                    .zip(&perm)
+                    .map(|(at, p)| at * from[*p])
+                    .sum()
             }))
         }
         "Slice" => {
@@ -201,13 +253,23 @@ fn one(v: &View, inputs: &[Option<Literal>], dtype: DType, shape: &[usize]) -> R
         "Concat" => concat(v, inputs, dtype, shape)?,
         "Range" => {
             let l = |i: usize| inputs.get(i).and_then(Option::as_ref).map(|l| l.as_floats()[0]);
-            let (Some(start), Some(delta)) = (l(0), l(2)) else { return Ok(None) };
-            Some(from_floats(dtype, shape, (0..n).map(|i| start + i as f64 * delta).collect()))
+            let (Some(start), Some(delta)) = (l(0), l(2)) else {
+                return Ok(None);
+            };
+            Some(from_floats(
+                dtype,
+                shape,
+                (0..n).map(|i| start + i as f64 * delta).collect(),
+            ))
         }
         "Tile" => {
             let from = strides(&x.shape);
             Some(x.gathered(shape, |i| {
-                position(i, shape).iter().enumerate().map(|(d, a)| (a % x.shape[d]) * from[d]).sum()
+                position(i, shape)
+                    .iter()
+                    .enumerate()
+                    .map(|(d, a)| (a % x.shape[d]) * from[d])
+                    .sum()
             }))
         }
         "Trilu" => {
@@ -223,8 +285,14 @@ fn one(v: &View, inputs: &[Option<Literal>], dtype: DType, shape: &[usize]) -> R
         }
         "ReduceProd" | "ReduceSum" | "ReduceMax" | "ReduceMin" => reduce(v, x, dtype, shape)?,
         "Where" => {
-            let (Some(a), Some(b)) = (inputs[1].as_ref(), inputs[2].as_ref()) else { return Ok(None) };
-            let (c, a, b) = (x.broadcast_to(shape), a.broadcast_to(shape), b.broadcast_to(shape));
+            let (Some(a), Some(b)) = (inputs[1].as_ref(), inputs[2].as_ref()) else {
+                return Ok(None);
+            };
+            let (c, a, b) = (
+                x.broadcast_to(shape),
+                a.broadcast_to(shape),
+                b.broadcast_to(shape),
+            );
             Some(pick(&c, &a, &b, dtype, shape))
         }
         op => match inputs.get(1).and_then(Option::as_ref) {
@@ -240,7 +308,11 @@ fn from_floats(dtype: DType, shape: &[usize], values: Vec<f64>) -> Literal {
         true => Numbers::Floats(values.into_iter().map(|v| round_to(dtype, v)).collect()),
         false => Numbers::Ints(values.into_iter().map(|v| v as i64).collect()),
     };
-    Literal { dtype, shape: shape.to_vec(), numbers }
+    Literal {
+        dtype,
+        shape: shape.to_vec(),
+        numbers,
+    }
 }
 
 /// What a runtime would have computed in this type.
@@ -257,17 +329,32 @@ fn cast(x: &Literal, to: DType) -> Literal {
     let numbers = match (&x.numbers, to.is_float(), to) {
         (Numbers::Ints(v), true, _) => Numbers::Floats(v.iter().map(|v| round_to(to, *v as f64)).collect()),
         (Numbers::Floats(v), true, _) => Numbers::Floats(v.iter().map(|v| round_to(to, *v)).collect()),
-        (Numbers::Ints(v), false, DType::Bool) => Numbers::Ints(v.iter().map(|v| i64::from(*v != 0)).collect()),
-        (Numbers::Floats(v), false, DType::Bool) => Numbers::Ints(v.iter().map(|v| i64::from(*v != 0.0)).collect()),
+        (Numbers::Ints(v), false, DType::Bool) => {
+            Numbers::Ints(v.iter().map(|v| i64::from(*v != 0)).collect())
+        }
+        (Numbers::Floats(v), false, DType::Bool) => {
+            Numbers::Ints(v.iter().map(|v| i64::from(*v != 0.0)).collect())
+        }
         (Numbers::Ints(v), false, _) => Numbers::Ints(v.clone()),
         (Numbers::Floats(v), false, _) => Numbers::Ints(v.iter().map(|v| *v as i64).collect()),
     };
-    Literal { dtype: to, shape: x.shape.clone(), numbers }
+    Literal {
+        dtype: to,
+        shape: x.shape.clone(),
+        numbers,
+    }
 }
 
 fn gather(v: &View, x: &Literal, inputs: &[Option<Literal>], shape: &[usize]) -> Result<Option<Literal>> {
     let axis = v.axis_attr(0, 0)?;
-    let Some(Literal { numbers: Numbers::Ints(index), shape: index_shape, .. }) = &inputs[1] else { return Ok(None) };
+    let Some(Literal {
+        numbers: Numbers::Ints(index),
+        shape: index_shape,
+        ..
+    }) = &inputs[1]
+    else {
+        return Ok(None);
+    };
     let (from, n) = (strides(&x.shape), x.shape[axis] as i64);
     let wrapped: Vec<i64> = index.iter().map(|i| if *i < 0 { i + n } else { *i }).collect();
     if wrapped.iter().any(|i| *i < 0 || *i >= n) {
@@ -279,8 +366,11 @@ fn gather(v: &View, x: &Literal, inputs: &[Option<Literal>], shape: &[usize]) ->
         let middle = &at[axis..axis + index_shape.len()];
         let which: usize = middle.iter().zip(&index_strides).map(|(a, s)| a * s).sum();
         let before: usize = at[..axis].iter().zip(&from).map(|(a, s)| a * s).sum();
-        let after: usize =
-            at[axis + index_shape.len()..].iter().zip(&from[axis + 1..]).map(|(a, s)| a * s).sum();
+        let after: usize = at[axis + index_shape.len()..]
+            .iter()
+            .zip(&from[axis + 1..])
+            .map(|(a, s)| a * s)
+            .sum();
         before + wrapped[which] as usize * from[axis] + after
     })))
 }
@@ -306,13 +396,18 @@ fn concat(v: &View, inputs: &[Option<Literal>], dtype: DType, shape: &[usize]) -
         }
         start += x.shape[axis];
     }
-    Ok(Some(Literal { dtype, shape: shape.to_vec(), numbers }))
+    Ok(Some(Literal {
+        dtype,
+        shape: shape.to_vec(),
+        numbers,
+    }))
 }
 
 fn masked(x: &Literal, keep: impl Fn(&[usize]) -> bool) -> Literal {
     let mut out = x.clone();
-    let drop: Vec<usize> =
-        (0..x.shape.iter().product()).filter(|i| !keep(&position(*i, &x.shape))).collect();
+    let drop: Vec<usize> = (0..x.shape.iter().product())
+        .filter(|i| !keep(&position(*i, &x.shape)))
+        .collect();
     match &mut out.numbers {
         Numbers::Ints(v) => drop.iter().for_each(|i| v[*i] = 0),
         Numbers::Floats(v) => drop.iter().for_each(|i| v[*i] = 0.0),
@@ -321,17 +416,33 @@ fn masked(x: &Literal, keep: impl Fn(&[usize]) -> bool) -> Literal {
 }
 
 fn pick(c: &Literal, a: &Literal, b: &Literal, dtype: DType, shape: &[usize]) -> Literal {
-    let Numbers::Ints(truth) = &c.numbers else { return a.clone() };
+    let Numbers::Ints(truth) = &c.numbers else {
+        return a.clone();
+    };
     let numbers = match (&a.numbers, &b.numbers) {
-        (Numbers::Ints(x), Numbers::Ints(y)) => {
-            Numbers::Ints(truth.iter().enumerate().map(|(i, t)| if *t != 0 { x[i] } else { y[i] }).collect())
-        }
+        (Numbers::Ints(x), Numbers::Ints(y)) => Numbers::Ints(
+            truth
+                .iter()
+                .enumerate()
+                .map(|(i, t)| if *t != 0 { x[i] } else { y[i] })
+                .collect(),
+        ),
         _ => {
             let (x, y) = (a.as_floats(), b.as_floats());
-            Numbers::Floats(truth.iter().enumerate().map(|(i, t)| if *t != 0 { x[i] } else { y[i] }).collect())
+            Numbers::Floats(
+                truth
+                    .iter()
+                    .enumerate()
+                    .map(|(i, t)| if *t != 0 { x[i] } else { y[i] })
+                    .collect(),
+            )
         }
     };
-    Literal { dtype, shape: shape.to_vec(), numbers }
+    Literal {
+        dtype,
+        shape: shape.to_vec(),
+        numbers,
+    }
 }
 
 fn reduce(v: &View, x: &Literal, dtype: DType, shape: &[usize]) -> Result<Option<Literal>> {
@@ -362,7 +473,11 @@ fn reduce(v: &View, x: &Literal, dtype: DType, shape: &[usize]) -> Result<Option
 fn unary(op: &str, x: &Literal, dtype: DType, shape: &[usize]) -> Option<Literal> {
     if op == "Not" {
         let Numbers::Ints(v) = &x.numbers else { return None };
-        return Some(Literal::ints(dtype, shape, v.iter().map(|v| i64::from(*v == 0)).collect()));
+        return Some(Literal::ints(
+            dtype,
+            shape,
+            v.iter().map(|v| i64::from(*v == 0)).collect(),
+        ));
     }
     let f: fn(f64) -> f64 = match op {
         "Neg" => |v| -v,
@@ -381,7 +496,11 @@ fn unary(op: &str, x: &Literal, dtype: DType, shape: &[usize]) -> Option<Literal
         "IsInf" => |v| f64::from(v.is_infinite()),
         _ => return None,
     };
-    Some(from_floats(dtype, shape, x.as_floats().into_iter().map(f).collect()))
+    Some(from_floats(
+        dtype,
+        shape,
+        x.as_floats().into_iter().map(f).collect(),
+    ))
 }
 
 fn binary(v: &View, x: &Literal, y: &Literal, dtype: DType) -> Option<Literal> {
@@ -389,7 +508,11 @@ fn binary(v: &View, x: &Literal, y: &Literal, dtype: DType) -> Option<Literal> {
     let (x, y) = (x.broadcast_to(&shape), y.broadcast_to(&shape));
     if let (Numbers::Ints(a), Numbers::Ints(b)) = (&x.numbers, &y.numbers) {
         let f = integer_function(v)?;
-        let values = a.iter().zip(b).map(|(a, b)| f(*a, *b)).collect::<Option<Vec<_>>>()?;
+        let values = a
+            .iter()
+            .zip(b)
+            .map(|(a, b)| f(*a, *b))
+            .collect::<Option<Vec<_>>>()?;
         return Some(Literal::ints(dtype, &shape, values));
     }
     let f: fn(f64, f64) -> f64 = match v.node.op.as_str() {
@@ -407,7 +530,12 @@ fn binary(v: &View, x: &Literal, y: &Literal, dtype: DType) -> Option<Literal> {
         "GreaterOrEqual" => |a, b| f64::from(a >= b),
         _ => return None,
     };
-    let values = x.as_floats().into_iter().zip(y.as_floats()).map(|(a, b)| f(a, b)).collect();
+    let values = x
+        .as_floats()
+        .into_iter()
+        .zip(y.as_floats())
+        .map(|(a, b)| f(a, b))
+        .collect();
     Some(from_floats(dtype, &shape, values))
 }
 

@@ -28,7 +28,10 @@ pub struct TensorType {
 impl TensorType {
     /// From its parts.
     pub fn new(dtype: DType, shape: impl Into<Vec<usize>>) -> Self {
-        Self { dtype, shape: shape.into() }
+        Self {
+            dtype,
+            shape: shape.into(),
+        }
     }
 
     /// Number of elements.
@@ -175,7 +178,11 @@ impl Graph {
     /// Name of a value; a stable made-up one where it has none.
     pub fn name(&self, value: ValueId) -> String {
         let name = &self.values[value.0 as usize].name;
-        if name.is_empty() { format!("_{}", value.0) } else { name.clone() }
+        if name.is_empty() {
+            format!("_{}", value.0)
+        } else {
+            name.clone()
+        }
     }
 
     /// Gives a value a name.
@@ -195,7 +202,10 @@ impl Graph {
 
     /// The value called `name`, if there is one. Linear; build a map for many look-ups.
     pub fn find(&self, name: &str) -> Option<ValueId> {
-        self.values.iter().position(|v| v.name == name).map(|i| ValueId(i as u32))
+        self.values
+            .iter()
+            .position(|v| v.name == name)
+            .map(|i| ValueId(i as u32))
     }
 
     /// The input called `name`, or an error that lists the inputs there are.
@@ -209,14 +219,18 @@ impl Graph {
     }
 
     fn named(&self, among: &[ValueId], name: &str, what: &str) -> Result<ValueId> {
-        among.iter().copied().find(|v| self.values[v.0 as usize].name == name).ok_or_else(|| {
-            let names: Vec<_> = among.iter().map(|v| format!("`{}`", self.name(*v))).collect();
-            Error::bad(
-                format!("graph `{}`", self.name),
-                format!("has no {what} `{name}`"),
-                format!("Its {what}s are {}.", names.join(", ")),
-            )
-        })
+        among
+            .iter()
+            .copied()
+            .find(|v| self.values[v.0 as usize].name == name)
+            .ok_or_else(|| {
+                let names: Vec<_> = among.iter().map(|v| format!("`{}`", self.name(*v))).collect();
+                Error::bad(
+                    format!("graph `{}`", self.name),
+                    format!("has no {what} `{name}`"),
+                    format!("Its {what}s are {}.", names.join(", ")),
+                )
+            })
     }
 
     /// Which node makes each value, by value index.
@@ -246,7 +260,10 @@ impl Graph {
 
     pub(super) fn push_value(&mut self, name: &str, ty: TensorType) -> ValueId {
         let id = ValueId(u32::try_from(self.values.len()).expect("graphs have fewer than 2^32 values"));
-        self.values.push(Value { name: name.to_owned(), ty });
+        self.values.push(Value {
+            name: name.to_owned(),
+            ty,
+        });
         id
     }
 }

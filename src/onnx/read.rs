@@ -80,7 +80,11 @@ impl Model {
                 "Check that the file is an .onnx file and was copied completely.",
             )
         })?;
-        if proto.graph.as_ref().is_none_or(|g| g.node.is_empty() && g.output.is_empty()) {
+        if proto
+            .graph
+            .as_ref()
+            .is_none_or(|g| g.node.is_empty() && g.output.is_empty())
+        {
             return Err(Error::bad(
                 place,
                 "is not an ONNX model: it holds no graph",
@@ -95,15 +99,26 @@ impl Model {
         if !OPSETS.contains(&opset) {
             return Err(Error::bad(
                 place,
-                format!("uses operator set {opset}; ortdpo reads {} to {}", OPSETS.start(), OPSETS.end()),
+                format!(
+                    "uses operator set {opset}; ortdpo reads {} to {}",
+                    OPSETS.start(),
+                    OPSETS.end()
+                ),
                 "Export the model again with a supported opset_version (17 is a good choice).",
             ));
         }
-        Ok(Self { proto, path: path.to_path_buf(), opset })
+        Ok(Self {
+            proto,
+            path: path.to_path_buf(),
+            opset,
+        })
     }
 
     pub(super) fn graph(&self) -> &proto::GraphProto {
-        self.proto.graph.as_ref().expect("parse refuses models without a graph")
+        self.proto
+            .graph
+            .as_ref()
+            .expect("parse refuses models without a graph")
     }
 
     /// Folder that external data is relative to.
@@ -117,15 +132,26 @@ impl Model {
     /// The inputs a caller feeds (initializers listed as inputs are not among them).
     pub fn inputs(&self) -> Result<Vec<InputInfo>> {
         let graph = self.graph();
-        let fed = graph.input.iter().filter(|i| !graph.initializer.iter().any(|t| t.name == i.name));
+        let fed = graph
+            .input
+            .iter()
+            .filter(|i| !graph.initializer.iter().any(|t| t.name == i.name));
         fed.map(|i| self.input_info(i)).collect()
     }
 
     fn input_info(&self, info: &proto::ValueInfoProto) -> Result<InputInfo> {
         let place = format!("{}: input `{}`", self.path.display(), info.name);
-        let tensor = info.r#type.as_ref().and_then(|t| t.tensor_type.as_ref()).ok_or_else(|| {
-            Error::bad(place.clone(), "is not a tensor", "Export the model with tensor inputs only.")
-        })?;
+        let tensor = info
+            .r#type
+            .as_ref()
+            .and_then(|t| t.tensor_type.as_ref())
+            .ok_or_else(|| {
+                Error::bad(
+                    place.clone(),
+                    "is not a tensor",
+                    "Export the model with tensor inputs only.",
+                )
+            })?;
         let dims = tensor.shape.as_ref().map(|s| {
             s.dim
                 .iter()
@@ -136,6 +162,10 @@ impl Model {
                 })
                 .collect()
         });
-        Ok(InputInfo { name: info.name.clone(), dtype: dtype_from_onnx(tensor.elem_type, &place)?, dims })
+        Ok(InputInfo {
+            name: info.name.clone(),
+            dtype: dtype_from_onnx(tensor.elem_type, &place)?,
+            dims,
+        })
     }
 }

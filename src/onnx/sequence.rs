@@ -9,16 +9,23 @@ use crate::{Error, Result};
 
 /// Whether `op` makes or reads sequences.
 pub fn handles(op: &str) -> bool {
-    matches!(op, "SplitToSequence" | "SequenceConstruct" | "SequenceAt" | "SequenceLength" | "ConcatFromSequence")
+    matches!(
+        op,
+        "SplitToSequence" | "SequenceConstruct" | "SequenceAt" | "SequenceLength" | "ConcatFromSequence"
+    )
 }
 
 /// Resolves one such node.
 pub fn node(walk: &mut Walk, proto: &NodeProto, attrs: &Attrs, place: &str) -> Result<()> {
     let result = match proto.op_type.as_str() {
         "SplitToSequence" => Binding::Sequence(split(walk, proto, attrs, place)?),
-        "SequenceConstruct" => {
-            Binding::Sequence(proto.input.iter().map(|n| walk.value(n, place)).collect::<Result<_>>()?)
-        }
+        "SequenceConstruct" => Binding::Sequence(
+            proto
+                .input
+                .iter()
+                .map(|n| walk.value(n, place))
+                .collect::<Result<_>>()?,
+        ),
         "SequenceLength" => {
             let n = items(walk, &proto.input[0], place)?.len() as i64;
             Binding::Value(walk.graph.int_scalar(n))
@@ -26,11 +33,18 @@ pub fn node(walk: &mut Walk, proto: &NodeProto, attrs: &Attrs, place: &str) -> R
         "SequenceAt" => {
             let list = items(walk, &proto.input[0], place)?;
             let index = walk.value(&proto.input[1], place)?;
-            let index = walk.graph.constant_integers(index).and_then(|v| v.first().copied());
+            let index = walk
+                .graph
+                .constant_integers(index)
+                .and_then(|v| v.first().copied());
             let at = index.map(|i| if i < 0 { i + list.len() as i64 } else { i });
             let item = at.and_then(|i| usize::try_from(i).ok()).and_then(|i| list.get(i));
             Binding::Value(*item.ok_or_else(|| {
-                Error::bad(place, "picks an item that is not in the sequence", "Export the model again.")
+                Error::bad(
+                    place,
+                    "picks an item that is not in the sequence",
+                    "Export the model again.",
+                )
             })?)
         }
         _ => {
@@ -38,7 +52,9 @@ pub fn node(walk: &mut Walk, proto: &NodeProto, attrs: &Attrs, place: &str) -> R
             let axis = attrs.get_int("axis", 0);
             if attrs.get_int("new_axis", 0) != 0 {
                 let axes = walk.graph.ints(&[axis]);
-                let raised = list.into_iter().map(|v| walk.graph.op("Unsqueeze", &[v, axes], Attrs::new()));
+                let raised = list
+                    .into_iter()
+                    .map(|v| walk.graph.op("Unsqueeze", &[v, axes], Attrs::new()));
                 let raised: Vec<ValueId> = raised.collect::<Result<_>>()?;
                 Binding::Value(walk.graph.op("Concat", &raised, Attrs::new().int("axis", axis))?)
             } else {
@@ -53,7 +69,11 @@ pub fn node(walk: &mut Walk, proto: &NodeProto, attrs: &Attrs, place: &str) -> R
 fn items(walk: &Walk, name: &str, place: &str) -> Result<Vec<ValueId>> {
     match walk.lookup(name, place)? {
         Binding::Sequence(list) => Ok(list),
-        Binding::Value(_) => Err(Error::bad(place, format!("uses the tensor `{name}` as a sequence"), "Export the model again.")),
+        Binding::Value(_) => Err(Error::bad(
+            place,
+            format!("uses the tensor `{name}` as a sequence"),
+            "Export the model again.",
+        )),
     }
 }
 

@@ -51,7 +51,12 @@ pub fn specialize(model: &Model, options: &Options) -> Result<Graph> {
         graph,
         scopes: vec![HashMap::new()],
         outer_attrs: Attrs::new(),
-        functions: model.proto.functions.iter().map(|f| ((f.domain.as_str(), f.name.as_str()), f)).collect(),
+        functions: model
+            .proto
+            .functions
+            .iter()
+            .map(|f| ((f.domain.as_str(), f.name.as_str()), f))
+            .collect(),
         model,
         split_shared: options.split_shared,
         depth: 0,
@@ -61,7 +66,9 @@ pub fn specialize(model: &Model, options: &Options) -> Result<Graph> {
     check_known(&infos, &options.dims, model)?;
     for info in infos {
         let shape = fix(&info, &options.dims, model)?;
-        let id = walk.graph.add_input(&info.name, TensorType::new(info.dtype, shape));
+        let id = walk
+            .graph
+            .add_input(&info.name, TensorType::new(info.dtype, shape));
         walk.bind(&info.name, Binding::Value(id));
     }
     walk.nodes(&proto.node)?;
@@ -90,12 +97,24 @@ fn check_known(infos: &[InputInfo], dims: &Dims, model: &Model) -> Result<()> {
     names.sort_unstable();
     names.dedup();
     if let Some(name) = dims.named.keys().find(|n| !names.contains(&n.as_str())) {
-        let known = if names.is_empty() { "It has no named dimensions.".into() } else { format!("It has: {}.", names.join(", ")) };
-        return Err(Error::bad(place(), format!("has no dimension named `{name}`"), known));
+        let known = if names.is_empty() {
+            "It has no named dimensions.".into()
+        } else {
+            format!("It has: {}.", names.join(", "))
+        };
+        return Err(Error::bad(
+            place(),
+            format!("has no dimension named `{name}`"),
+            known,
+        ));
     }
     let inputs: Vec<&str> = infos.iter().map(|i| i.name.as_str()).collect();
     if let Some(name) = dims.shapes.keys().find(|n| !inputs.contains(&n.as_str())) {
-        return Err(Error::bad(place(), format!("has no input named `{name}`"), format!("It has: {}.", inputs.join(", "))));
+        return Err(Error::bad(
+            place(),
+            format!("has no input named `{name}`"),
+            format!("It has: {}.", inputs.join(", ")),
+        ));
     }
     Ok(())
 }
@@ -106,7 +125,11 @@ fn fix(info: &InputInfo, dims: &Dims, model: &Model) -> Result<Vec<usize>> {
     let given = dims.shapes.get(&info.name);
     let Some(declared) = &info.dims else {
         return given.cloned().ok_or_else(|| {
-            Error::bad(place(), "has no declared shape", format!("Give it with --shape {}=….", info.name))
+            Error::bad(
+                place(),
+                "has no declared shape",
+                format!("Give it with --shape {}=….", info.name),
+            )
         });
     };
     if let Some(given) = given
@@ -114,7 +137,11 @@ fn fix(info: &InputInfo, dims: &Dims, model: &Model) -> Result<Vec<usize>> {
     {
         return Err(Error::bad(
             place(),
-            format!("has {} dimensions, but --shape gives {}", declared.len(), given.len()),
+            format!(
+                "has {} dimensions, but --shape gives {}",
+                declared.len(),
+                given.len()
+            ),
             "Give one number per dimension.",
         ));
     }
@@ -134,9 +161,10 @@ fn fix(info: &InputInfo, dims: &Dims, model: &Model) -> Result<Vec<usize>> {
             (Some(n), _) | (None, Some(n)) => Ok(n),
             (None, None) => {
                 let (what, remedy) = match dim {
-                    Dim::Named(name) => {
-                        (format!("dimension {i} (`{name}`) is not fixed"), format!("Give it with --dim {name}=N."))
-                    }
+                    Dim::Named(name) => (
+                        format!("dimension {i} (`{name}`) is not fixed"),
+                        format!("Give it with --dim {name}=N."),
+                    ),
                     _ => (
                         format!("dimension {i} has no name and is not fixed"),
                         format!("Give all dimensions with --shape {}=….", info.name),
@@ -165,18 +193,26 @@ pub(super) struct Walk<'m> {
 
 impl<'m> Walk<'m> {
     pub(super) fn bind(&mut self, name: &str, binding: Binding) {
-        self.scopes.last_mut().expect("there is always a scope").insert(name.to_owned(), binding);
+        self.scopes
+            .last_mut()
+            .expect("there is always a scope")
+            .insert(name.to_owned(), binding);
     }
 
     /// The value or sequence called `name`; inner scopes (branches) see the outer ones.
     pub(super) fn lookup(&self, name: &str, place: &str) -> Result<Binding> {
-        self.scopes.iter().rev().find_map(|s| s.get(name)).cloned().ok_or_else(|| {
-            Error::bad(
-                format!("{}: {place}", self.model.path.display()),
-                format!("names a value `{name}` that nothing before it makes"),
-                "The file is damaged; export it again.",
-            )
-        })
+        self.scopes
+            .iter()
+            .rev()
+            .find_map(|s| s.get(name))
+            .cloned()
+            .ok_or_else(|| {
+                Error::bad(
+                    format!("{}: {place}", self.model.path.display()),
+                    format!("names a value `{name}` that nothing before it makes"),
+                    "The file is damaged; export it again.",
+                )
+            })
     }
 
     pub(super) fn value(&self, name: &str, place: &str) -> Result<ValueId> {
@@ -221,7 +257,11 @@ impl<'m> Walk<'m> {
     }
 
     fn node(&mut self, proto: &'m NodeProto) -> Result<()> {
-        if let Some(function) = self.functions.get(&(proto.domain.as_str(), proto.op_type.as_str())).copied() {
+        if let Some(function) = self
+            .functions
+            .get(&(proto.domain.as_str(), proto.op_type.as_str()))
+            .copied()
+        {
             return self.call(proto, function);
         }
         let place = format!("{} node `{}`", proto.op_type, proto.name);
@@ -238,16 +278,30 @@ impl<'m> Walk<'m> {
         let inputs: Vec<Option<ValueId>> = proto
             .input
             .iter()
-            .map(|n| if n.is_empty() { Ok(None) } else { self.value(n, place).map(Some) })
+            .map(|n| {
+                if n.is_empty() {
+                    Ok(None)
+                } else {
+                    self.value(n, place).map(Some)
+                }
+            })
             .collect::<Result<_>>()?;
         let node = Node {
             op: proto.op_type.clone(),
-            domain: if proto.domain == "ai.onnx" { String::new() } else { proto.domain.clone() },
+            domain: if proto.domain == "ai.onnx" {
+                String::new()
+            } else {
+                proto.domain.clone()
+            },
             name: proto.name.clone(),
             inputs,
             outputs: Vec::new(),
             attrs,
-            metadata: proto.metadata_props.iter().map(|p| (p.key.clone(), p.value.clone())).collect(),
+            metadata: proto
+                .metadata_props
+                .iter()
+                .map(|p| (p.key.clone(), p.value.clone()))
+                .collect(),
         };
         if let Some(alias) = self.passes_through(&node, proto)? {
             self.bind(&proto.output[0], Binding::Value(alias));
@@ -274,11 +328,21 @@ impl<'m> Walk<'m> {
 
     fn emit(&mut self, proto: &NodeProto, node: Node) -> Result<Vec<Option<ValueId>>> {
         if !node.domain.is_empty() {
-            let domain = self.model.proto.opset_import.iter().find(|o| o.domain == node.domain);
-            self.graph.other_opsets.insert(node.domain.clone(), domain.map_or(1, |o| o.version));
+            let domain = self
+                .model
+                .proto
+                .opset_import
+                .iter()
+                .find(|o| o.domain == node.domain);
+            self.graph
+                .other_opsets
+                .insert(node.domain.clone(), domain.map_or(1, |o| o.version));
         }
-        let names: Vec<Option<&str>> =
-            proto.output.iter().map(|n| (!n.is_empty()).then_some(n.as_str())).collect();
+        let names: Vec<Option<&str>> = proto
+            .output
+            .iter()
+            .map(|n| (!n.is_empty()).then_some(n.as_str()))
+            .collect();
         let outputs = self.graph.add_node(node, &names)?;
         for (name, id) in proto.output.iter().zip(&outputs) {
             if let Some(id) = id {
@@ -320,7 +384,10 @@ impl<'m> Walk<'m> {
                 let ty = super::infer::infer(&self.graph, node, 1)?.swap_remove(0);
                 let x = view.input(0)?;
                 let unmoved = node.op != "Transpose"
-                    || super::infer::transpose_perm(&view)?.iter().enumerate().all(|(i, p)| i == *p);
+                    || super::infer::transpose_perm(&view)?
+                        .iter()
+                        .enumerate()
+                        .all(|(i, p)| i == *p);
                 Ok((*self.graph.ty(x) == ty && unmoved).then_some(x))
             }
             "Dropout" if only_output => {
@@ -367,12 +434,18 @@ impl<'m> Walk<'m> {
             Some((_, Attr::Tensor(c))) => c.clone(),
             Some((_, Attr::Float(f))) => Constant::floats(F32, &[], &[f64::from(*f)]),
             Some((_, Attr::Int(i))) => Constant::integers(I64, &[], &[*i]),
-            Some((_, Attr::Floats(f))) => {
-                Constant::floats(F32, &[f.len()], &f.iter().map(|v| f64::from(*v)).collect::<Vec<_>>())
-            }
+            Some((_, Attr::Floats(f))) => Constant::floats(
+                F32,
+                &[f.len()],
+                &f.iter().map(|v| f64::from(*v)).collect::<Vec<_>>(),
+            ),
             Some((_, Attr::Ints(i))) => Constant::integers(I64, &[i.len()], i),
             _ => {
-                return Err(Error::bad(place, "holds a value that is not a dense tensor", "Export the model again."));
+                return Err(Error::bad(
+                    place,
+                    "holds a value that is not a dense tensor",
+                    "Export the model again.",
+                ));
             }
         };
         let is_parameter = constant.dtype.is_float() && constant.len() > 1;
@@ -394,7 +467,11 @@ impl<'m> Walk<'m> {
                 "Export the model with fixed control flow.",
             ));
         };
-        let name = if truth.first() == Some(&1) { "then_branch" } else { "else_branch" };
+        let name = if truth.first() == Some(&1) {
+            "then_branch"
+        } else {
+            "else_branch"
+        };
         let _ = attrs;
         let body = proto
             .attribute
@@ -405,8 +482,11 @@ impl<'m> Walk<'m> {
         self.scopes.push(HashMap::new());
         self.add_initializers(body)?;
         self.nodes(&body.node)?;
-        let results: Vec<Binding> =
-            body.output.iter().map(|o| self.lookup(&o.name, place)).collect::<Result<_>>()?;
+        let results: Vec<Binding> = body
+            .output
+            .iter()
+            .map(|o| self.lookup(&o.name, place))
+            .collect::<Result<_>>()?;
         self.scopes.pop();
         for (name, binding) in proto.output.iter().zip(results) {
             self.bind(name, binding);
@@ -433,8 +513,11 @@ impl<'m> Walk<'m> {
         let outer_scopes = std::mem::replace(&mut self.scopes, vec![scope]);
         let outer_attrs = std::mem::replace(&mut self.outer_attrs, attrs);
         self.nodes(&function.node)?;
-        let results: Vec<Binding> =
-            function.output.iter().map(|o| self.lookup(o, &place)).collect::<Result<_>>()?;
+        let results: Vec<Binding> = function
+            .output
+            .iter()
+            .map(|o| self.lookup(o, &place))
+            .collect::<Result<_>>()?;
         self.scopes = outer_scopes;
         self.outer_attrs = outer_attrs;
         for (name, binding) in proto.output.iter().zip(results) {
@@ -449,7 +532,11 @@ fn in_file(error: Error, model: &Model) -> Error {
     let file = model.path.display().to_string();
     match error {
         Error::BadInput { place, what, remedy } if !place.starts_with(&file) && !place.contains(": ") => {
-            Error::BadInput { place: format!("{file}: {place}"), what, remedy }
+            Error::BadInput {
+                place: format!("{file}: {place}"),
+                what,
+                remedy,
+            }
         }
         other => other,
     }

@@ -67,12 +67,18 @@ impl<'a> View<'a> {
 
     /// Number of inputs, absent trailing ones not counted.
     pub fn input_count(&self) -> usize {
-        self.node.inputs.iter().rposition(Option::is_some).map_or(0, |i| i + 1)
+        self.node
+            .inputs
+            .iter()
+            .rposition(Option::is_some)
+            .map_or(0, |i| i + 1)
     }
 
     /// Input `i`, which must be there.
     pub fn input(&self, i: usize) -> Result<ValueId> {
-        self.node.input(i).ok_or_else(|| self.error(format!("lacks its input {i}")))
+        self.node
+            .input(i)
+            .ok_or_else(|| self.error(format!("lacks its input {i}")))
     }
 
     /// Type of input `i`.
@@ -112,7 +118,9 @@ impl<'a> View<'a> {
 
     /// Integers of the constant input `i`; `None` if the input is absent; an error if it is not a known constant.
     pub fn ints(&self, i: usize) -> Result<Option<Vec<i64>>> {
-        let Some(value) = self.node.input(i) else { return Ok(None) };
+        let Some(value) = self.node.input(i) else {
+            return Ok(None);
+        };
         match self.graph.constant_integers(value) {
             Some(v) => Ok(Some(v)),
             None => Err(self.error(format!(
@@ -124,7 +132,9 @@ impl<'a> View<'a> {
 
     /// Floats of the constant input `i`; `None` if the input is absent; an error if it is not a known constant.
     pub fn floats(&self, i: usize) -> Result<Option<Vec<f64>>> {
-        let Some(value) = self.node.input(i) else { return Ok(None) };
+        let Some(value) = self.node.input(i) else {
+            return Ok(None);
+        };
         match self.graph.constant_floats(value) {
             Some(v) => Ok(Some(v)),
             None => Err(self.error(format!(
@@ -154,7 +164,8 @@ impl<'a> View<'a> {
             Some(v) => Some(v),
             None => self.node.attrs.opt_ints("axes").map(<[i64]>::to_vec),
         };
-        raw.map(|v| v.into_iter().map(|a| self.axis(a, rank)).collect()).transpose()
+        raw.map(|v| v.into_iter().map(|a| self.axis(a, rank)).collect())
+            .transpose()
     }
 
     /// Axes a reduction runs over, and whether it keeps them.
@@ -174,7 +185,10 @@ impl<'a> View<'a> {
         let spatial = &self.shape(0)?[2..];
         let n = spatial.len();
         let list = |name: &str| -> Option<Vec<usize>> {
-            self.node.attrs.opt_ints(name).map(|v| v.iter().map(|x| (*x).max(0) as usize).collect())
+            self.node
+                .attrs
+                .opt_ints(name)
+                .map(|v| v.iter().map(|x| (*x).max(0) as usize).collect())
         };
         let kernel = match (kernel, list("kernel_shape")) {
             (Some(k), _) => k.to_vec(),
@@ -207,8 +221,11 @@ impl<'a> View<'a> {
                 let out = spatial[i].div_ceil(w.strides[i]);
                 let total = ((out - 1) * w.strides[i] + w.span(i)).saturating_sub(spatial[i]);
                 let (small, large) = (total / 2, total - total / 2);
-                (w.pads_begin[i], w.pads_end[i]) =
-                    if auto == "SAME_UPPER" { (small, large) } else { (large, small) };
+                (w.pads_begin[i], w.pads_end[i]) = if auto == "SAME_UPPER" {
+                    (small, large)
+                } else {
+                    (large, small)
+                };
             }
         }
         Ok(w)
@@ -217,10 +234,16 @@ impl<'a> View<'a> {
     /// The axes that a `Slice` node cuts.
     pub fn slice_axes(&self) -> Result<Vec<SliceAxis>> {
         let shape = self.shape(0)?;
-        let need = |i: usize| self.ints(i)?.ok_or_else(|| self.error(format!("lacks its input {i}")));
+        let need = |i: usize| {
+            self.ints(i)?
+                .ok_or_else(|| self.error(format!("lacks its input {i}")))
+        };
         let (starts, ends) = (need(1)?, need(2)?);
         let axes = match self.ints(3)? {
-            Some(a) => a.into_iter().map(|a| self.axis(a, shape.len())).collect::<Result<Vec<_>>>()?,
+            Some(a) => a
+                .into_iter()
+                .map(|a| self.axis(a, shape.len()))
+                .collect::<Result<Vec<_>>>()?,
             None => (0..starts.len()).collect(),
         };
         let steps = self.ints(4)?.unwrap_or_else(|| vec![1; starts.len()]);
@@ -239,8 +262,17 @@ impl<'a> View<'a> {
             let start = wrap(starts[i]).clamp(low.max(0), high.max(0));
             let end = wrap(ends[i]).clamp(low, high);
             let span = if step > 0 { end - start } else { start - end };
-            let len = if span <= 0 || n == 0 { 0 } else { (span as u64).div_ceil(step.unsigned_abs()) as usize };
-            cuts.push(SliceAxis { axis: axes[i], start, step, len });
+            let len = if span <= 0 || n == 0 {
+                0
+            } else {
+                (span as u64).div_ceil(step.unsigned_abs()) as usize
+            };
+            cuts.push(SliceAxis {
+                axis: axes[i],
+                start,
+                step,
+                len,
+            });
         }
         Ok(cuts)
     }
@@ -276,14 +308,22 @@ impl<'a> View<'a> {
             return Ok(parts);
         }
         let each = n.div_ceil(outputs);
-        Ok((0..outputs).map(|i| each.min(n.saturating_sub(i * each))).collect())
+        Ok((0..outputs)
+            .map(|i| each.min(n.saturating_sub(i * each)))
+            .collect())
     }
 }
 
 /// Shape of `a` and `b` broadcast together, if they fit.
 pub fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
-    let dim = |s: &[usize], i: usize| if i + s.len() < rank { 1 } else { s[i + s.len() - rank] };
+    let dim = |s: &[usize], i: usize| {
+        if i + s.len() < rank {
+            1
+        } else {
+            s[i + s.len() - rank]
+        }
+    };
     (0..rank)
         .map(|i| match (dim(a, i), dim(b, i)) {
             (x, y) if x == y => Some(x),
@@ -354,12 +394,20 @@ impl View<'_> {
                 let full = (spatial[i] - 1) * window.strides[i] + window.span(i) + output_padding[i];
                 let total = full as i64 - wanted[i];
                 let half = total / 2;
-                (begin[i], end[i]) =
-                    if auto == "SAME_UPPER" { (half, total - half) } else { (total - half, half) };
+                (begin[i], end[i]) = if auto == "SAME_UPPER" {
+                    (half, total - half)
+                } else {
+                    (total - half, half)
+                };
             }
         }
         window.pads_begin = begin.iter().map(|p| (*p).max(0) as usize).collect();
         window.pads_end = end.iter().map(|p| (*p).max(0) as usize).collect();
-        Ok(TransposedWindow { window, pads_begin: begin, pads_end: end, output_padding })
+        Ok(TransposedWindow {
+            window,
+            pads_begin: begin,
+            pads_end: end,
+            output_padding,
+        })
     }
 }

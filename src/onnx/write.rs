@@ -29,19 +29,33 @@ pub fn to_bytes(graph: &Graph, folder: Option<&Path>) -> Result<Vec<u8>> {
         metadata_props: n
             .metadata
             .iter()
-            .map(|(key, value)| proto::StringStringEntryProto { key: key.clone(), value: value.clone() })
+            .map(|(key, value)| proto::StringStringEntryProto {
+                key: key.clone(),
+                value: value.clone(),
+            })
             .collect(),
         ..Default::default()
     });
     let body = proto::GraphProto {
         node: nodes.collect(),
-        name: if graph.name.is_empty() { "graph".into() } else { graph.name.clone() },
-        initializer: graph.constants.iter().map(|(v, c)| c.to_proto(&name(*v), folder)).collect(),
+        name: if graph.name.is_empty() {
+            "graph".into()
+        } else {
+            graph.name.clone()
+        },
+        initializer: graph
+            .constants
+            .iter()
+            .map(|(v, c)| c.to_proto(&name(*v), folder))
+            .collect(),
         input: graph.inputs.iter().map(info).collect(),
         output: graph.outputs.iter().map(info).collect(),
         ..Default::default()
     };
-    let import = |domain: &str, version| proto::OperatorSetIdProto { domain: domain.to_owned(), version };
+    let import = |domain: &str, version| proto::OperatorSetIdProto {
+        domain: domain.to_owned(),
+        version,
+    };
     let model = proto::ModelProto {
         ir_version: graph.ir_version,
         opset_import: std::iter::once(import("", graph.opset))
@@ -79,7 +93,9 @@ pub fn save(graph: &Graph, path: &Path) -> Result<()> {
 fn bring_data(graph: &mut Graph, folder: &Path) -> Result<()> {
     let home = std::fs::canonicalize(folder).map_err(Error::io(folder, "open"))?;
     for constant in graph.constants.values_mut() {
-        let TensorData::External { file, .. } = &mut constant.data else { continue };
+        let TensorData::External { file, .. } = &mut constant.data else {
+            continue;
+        };
         let from = std::fs::canonicalize(file.as_path()).map_err(Error::io(file.as_path(), "open"))?;
         let near = if from.starts_with(&home) {
             folder.join(from.strip_prefix(&home).expect("just tested"))
@@ -99,7 +115,9 @@ fn bring_data(graph: &mut Graph, folder: &Path) -> Result<()> {
 
 /// Whether `near` already is the data of `from`; a different file of that name is an error.
 fn same_file(from: &Path, near: &Path) -> Result<bool> {
-    let Ok(there) = std::fs::metadata(near) else { return Ok(false) };
+    let Ok(there) = std::fs::metadata(near) else {
+        return Ok(false);
+    };
     let wanted = std::fs::metadata(from).map_err(Error::io(from, "read"))?;
     if there.len() == wanted.len() && there.modified().ok() == wanted.modified().ok() {
         return Ok(true);
@@ -112,14 +130,20 @@ fn same_file(from: &Path, near: &Path) -> Result<bool> {
 }
 
 fn value_info(name: String, ty: &TensorType) -> proto::ValueInfoProto {
-    let dim = |d: &usize| proto::Dimension { value: Some(DimensionValue::Value(*d as i64)) };
+    let dim = |d: &usize| proto::Dimension {
+        value: Some(DimensionValue::Value(*d as i64)),
+    };
     let tensor = proto::TensorTypeProto {
         elem_type: dtype_to_onnx(ty.dtype),
-        shape: Some(proto::TensorShapeProto { dim: ty.shape.iter().map(dim).collect() }),
+        shape: Some(proto::TensorShapeProto {
+            dim: ty.shape.iter().map(dim).collect(),
+        }),
     };
     proto::ValueInfoProto {
         name,
-        r#type: Some(proto::TypeProto { tensor_type: Some(tensor) }),
+        r#type: Some(proto::TypeProto {
+            tensor_type: Some(tensor),
+        }),
         ..Default::default()
     }
 }
@@ -128,8 +152,16 @@ fn value_info(name: String, ty: &TensorType) -> proto::ValueInfoProto {
 fn unique_names(graph: &Graph) -> Vec<String> {
     let mut names = vec![String::new(); graph.value_count()];
     let mut taken = HashSet::new();
-    let fixed = graph.inputs.iter().chain(&graph.outputs).chain(graph.constants.keys()).copied();
-    let rest = graph.nodes.iter().flat_map(|n| n.outputs.iter().flatten().copied());
+    let fixed = graph
+        .inputs
+        .iter()
+        .chain(&graph.outputs)
+        .chain(graph.constants.keys())
+        .copied();
+    let rest = graph
+        .nodes
+        .iter()
+        .flat_map(|n| n.outputs.iter().flatten().copied());
     for v in fixed.chain(rest) {
         let slot = v.0 as usize;
         if !names[slot].is_empty() {

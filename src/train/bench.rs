@@ -61,7 +61,10 @@ pub struct BenchReport {
 /// Runs whole steps: reference, policy, gradients, AdamW with clipping, EMA reference.
 pub fn run(model: &Model, options: &BenchOptions) -> Result<BenchReport> {
     let started = Instant::now();
-    let objective = Dpo { beta: 2000.0, label_smoothing: 0.0 };
+    let objective = Dpo {
+        beta: 2000.0,
+        label_smoothing: 0.0,
+    };
     let engine_options = EngineOptions {
         model,
         geometry: options.geometry,
@@ -72,13 +75,16 @@ pub fn run(model: &Model, options: &BenchOptions) -> Result<BenchReport> {
         session: options.session.clone(),
     };
     let rank = options.rank;
-    let mut engine =
-        Engine::build(&engine_options, false, |g| Trainables::lora(g, &options.targets, rank, rank as f64))?;
+    let mut engine = Engine::build(&engine_options, false, |g| {
+        Trainables::lora(g, &options.targets, rank, rank as f64)
+    })?;
     let load_seconds = started.elapsed().as_secs_f64();
     let (samples, pairs) = random_inputs(options);
     let streams = Streams::new(0);
     let mut policy = ParamSet::zeros(engine.layout());
-    streams.named(Purpose::AdapterInit, "bench").fill_normal(policy.values_mut());
+    streams
+        .named(Purpose::AdapterInit, "bench")
+        .fill_normal(policy.values_mut());
     policy.values_mut().iter_mut().for_each(|v| *v *= 0.01);
     let initial = policy.clone();
     let mut reference = policy.clone();
@@ -92,12 +98,18 @@ pub fn run(model: &Model, options: &BenchOptions) -> Result<BenchReport> {
         let term = Term::by_name(engine.layout(), 1.0, |name| engine.gradient(name))?;
         let gradient = Gradient::of(term);
         let clip = clip_factor(gradient.norms().total, Some(1.0));
-        let follow =
-            optim::Follow { reference: &mut reference, initial: &initial, blend: Blend::new(0.01, 0.0) };
+        let follow = optim::Follow {
+            reference: &mut reference,
+            initial: &initial,
+            blend: Blend::new(0.01, 0.0),
+        };
         adamw.step(&mut policy, &gradient, clip, 1e-4, Some(follow));
         step_seconds.push(started.elapsed().as_secs_f64());
     }
-    let steady = step_seconds.get(2..).filter(|s| !s.is_empty()).unwrap_or(&step_seconds);
+    let steady = step_seconds
+        .get(2..)
+        .filter(|s| !s.is_empty())
+        .unwrap_or(&step_seconds);
     Ok(BenchReport {
         trainable: engine.trainables().parameter_count(),
         load_seconds,
@@ -128,7 +140,9 @@ fn random_inputs(options: &BenchOptions) -> (Samples, PairInputs) {
         streams.named(Purpose::Noise, name).fill_normal(&mut values);
         values
     };
-    let timesteps = (0..g.samples).map(|i| Timestep(((i % options.pairs) * 997 % 1000) as u32)).collect();
+    let timesteps = (0..g.samples)
+        .map(|i| Timestep(((i % options.pairs) * 997 % 1000) as u32))
+        .collect();
     let samples = Samples {
         noisy: normal("noisy", g.samples * g.latent_len()),
         target: normal("target", g.samples * g.latent_len()),
@@ -136,5 +150,12 @@ fn random_inputs(options: &BenchOptions) -> (Samples, PairInputs) {
         timesteps,
     };
     let ones = vec![1.0; options.pairs];
-    (samples, PairInputs { weight: ones.clone(), reward_scale: ones.clone(), label: ones })
+    (
+        samples,
+        PairInputs {
+            weight: ones.clone(),
+            reward_scale: ones.clone(),
+            label: ones,
+        },
+    )
 }

@@ -54,7 +54,9 @@ pub fn load(model: &Model, geometry: &Geometry, split_shared: bool) -> Result<Gr
             other => {
                 return Err(Error::bad(
                     model.path.display().to_string(),
-                    format!("has an input `{other}`, which is not one of sample, timestep, encoder_hidden_states"),
+                    format!(
+                        "has an input `{other}`, which is not one of sample, timestep, encoder_hidden_states"
+                    ),
                     "Export a UNet of the Stable Diffusion 1.x or 2.x kind.",
                 ));
             }
@@ -81,7 +83,12 @@ pub fn map_weights(graph: &Graph) -> Result<SharedWeights> {
 }
 
 /// A session over `graph` whose external weights come from `weights`.
-pub fn session(graph: &Graph, folder: &Path, weights: &SharedWeights, options: &SessionOptions) -> Result<Session> {
+pub fn session(
+    graph: &Graph,
+    folder: &Path,
+    weights: &SharedWeights,
+    options: &SessionOptions,
+) -> Result<Session> {
     let bytes = write::to_bytes(graph, Some(folder))?;
     Session::with_weights(&bytes, Some(folder), weights, options)
 }

@@ -105,7 +105,12 @@ impl Runner {
         let timestep_dtype = graph.dtype(graph.input("timestep")?);
         let session = denoiser::session(graph, folder, weights, options)?;
         let binding = Binding::new(&session)?;
-        Ok(Self { session, binding, geometry, timestep_dtype })
+        Ok(Self {
+            session,
+            binding,
+            geometry,
+            timestep_dtype,
+        })
     }
 
     /// The samples as named inputs. All views of one run have one lifetime: array views are invariant in theirs.
@@ -116,7 +121,10 @@ impl Runner {
         vec![
             ("sample", TensorView::f32(&[n, c, h, w], &samples.noisy)),
             ("timestep", timesteps.into()),
-            ("encoder_hidden_states", TensorView::f32(&[n, tokens, width], &samples.text)),
+            (
+                "encoder_hidden_states",
+                TensorView::f32(&[n, tokens, width], &samples.text),
+            ),
         ]
     }
 
@@ -128,7 +136,10 @@ impl Runner {
     ) -> Vec<(&'a str, TensorView<'a>)> {
         let [c, h, w] = self.geometry.latent;
         let mut given = self.inputs(samples, timesteps);
-        given.push(("target", TensorView::f32(&[self.geometry.samples, c, h, w], &samples.target)));
+        given.push((
+            "target",
+            TensorView::f32(&[self.geometry.samples, c, h, w], &samples.target),
+        ));
         given
     }
 
@@ -137,7 +148,13 @@ impl Runner {
     }
 
     fn values(&self, name: &str) -> Result<Vec<f32>> {
-        Ok(self.binding.output(name)?.to_tensor().into_f32(name)?.into_raw_vec_and_offset().0)
+        Ok(self
+            .binding
+            .output(name)?
+            .to_tensor()
+            .into_f32(name)?
+            .into_raw_vec_and_offset()
+            .0)
     }
 }
 
@@ -154,7 +171,10 @@ fn timestep_tensor(timesteps: &[Timestep], dtype: DType) -> Tensor {
 fn views<'a>(names: &'a [String], set: &'a ParamSet) -> impl Iterator<Item = (&'a str, TensorView<'a>)> {
     names.iter().enumerate().map(|(i, name)| {
         let view = ArrayViewD::from_shape(IxDyn(set.layout().shape(i)), set.tensor(i));
-        (name.as_str(), TensorView::F32(view.expect("a set's tensors have the shapes of its layout")))
+        (
+            name.as_str(),
+            TensorView::F32(view.expect("a set's tensors have the shapes of its layout")),
+        )
     })
 }
 
@@ -172,7 +192,12 @@ impl Engine {
         let folder = options.model.folder();
         let graph = denoiser::load(options.model, &options.geometry, split_shared)?;
         let trainables = choose(&graph)?;
-        let layout = Layout::new(trainables.tensors.iter().map(|t| (t.name.clone(), t.shape.clone())))?;
+        let layout = Layout::new(
+            trainables
+                .tensors
+                .iter()
+                .map(|t| (t.name.clone(), t.shape.clone())),
+        )?;
         let weights = denoiser::map_weights(&graph)?;
         let shape = StepShape { pairs: options.pairs };
         let step = StepGraph::build(&graph, &trainables, options.objective, shape, options.reference)?;
@@ -190,7 +215,15 @@ impl Engine {
             }
         };
         let has_reference = options.objective.needs_reference();
-        Ok(Self { step, errors, anchor, trainables, layout, reference: options.reference, has_reference })
+        Ok(Self {
+            step,
+            errors,
+            anchor,
+            trainables,
+            layout,
+            reference: options.reference,
+            has_reference,
+        })
     }
 
     /// What is trained.
@@ -237,7 +270,11 @@ impl Engine {
         pairs: &PairInputs,
     ) -> Result<StepValues> {
         let separate = self.has_reference && self.reference == Reference::Input;
-        let mut reference_errors = if separate { self.errors(reference, samples)? } else { Vec::new() };
+        let mut reference_errors = if separate {
+            self.errors(reference, samples)?
+        } else {
+            Vec::new()
+        };
         let (own, other) = (prefixed(&self.layout, POLICY), prefixed(&self.layout, REFERENCE));
         let timesteps = timestep_tensor(&samples.timesteps, self.step.timestep_dtype);
         let n = [pairs.weight.len()];
@@ -247,7 +284,10 @@ impl Engine {
         inputs.push(("reward_scale", TensorView::f32(&n, &pairs.reward_scale)));
         inputs.push(("label", TensorView::f32(&n, &pairs.label)));
         if separate {
-            inputs.push(("reference_errors", TensorView::f32(&[reference_errors.len()], &reference_errors)));
+            inputs.push((
+                "reference_errors",
+                TensorView::f32(&[reference_errors.len()], &reference_errors),
+            ));
         } else if self.has_reference {
             inputs.extend(views(&other, reference));
         }
@@ -260,7 +300,11 @@ impl Engine {
             loss: self.step.binding.scalar("loss")?,
             errors: self.step.values("errors")?,
             reference_errors,
-            reward_signal: if self.has_reference { self.step.values("logit")? } else { Vec::new() },
+            reward_signal: if self.has_reference {
+                self.step.values("logit")?
+            } else {
+                Vec::new()
+            },
         })
     }
 
@@ -271,7 +315,10 @@ impl Engine {
 
     /// Distance of the predictions of `moving` from those of `initial`; gradients via [`Engine::anchor_gradient`].
     pub fn anchor(&mut self, moving: &ParamSet, initial: &ParamSet, samples: &Samples) -> Result<f32> {
-        let runner = self.anchor.as_mut().expect("the loop asks for the anchor only where it was built");
+        let runner = self
+            .anchor
+            .as_mut()
+            .expect("the loop asks for the anchor only where it was built");
         let (own, other) = (prefixed(&self.layout, POLICY), prefixed(&self.layout, REFERENCE));
         let timesteps = timestep_tensor(&samples.timesteps, runner.timestep_dtype);
         let mut inputs = runner.inputs(samples, &timesteps);

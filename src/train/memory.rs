@@ -23,6 +23,10 @@ mod tests {
     fn a_large_allocation_raises_the_peak() {
         let before = super::peak_rss_mb().unwrap();
         let block = vec![1u8; 64_000_000 + (before * 1e6) as usize];
-        assert!(super::peak_rss_mb().unwrap() >= before + 60.0, "{} bytes", block.len());
+        assert!(
+            super::peak_rss_mb().unwrap() >= before + 60.0,
+            "{} bytes",
+            block.len()
+        );
     }
 }

@@ -26,9 +26,15 @@ impl<'a> Weights<'a> {
     /// Adds one graph input per trainable tensor, named `prefix` + its name.
     pub fn as_inputs(graph: &mut Graph, trainables: &'a Trainables, prefix: &str) -> Self {
         let input = |t: &super::Trainable| {
-            graph.add_input(&format!("{prefix}{}", t.name), TensorType::new(DType::F32, t.shape.clone()))
+            graph.add_input(
+                &format!("{prefix}{}", t.name),
+                TensorType::new(DType::F32, t.shape.clone()),
+            )
         };
-        Self { values: trainables.tensors.iter().map(input).collect(), trainables }
+        Self {
+            values: trainables.tensors.iter().map(input).collect(),
+            trainables,
+        }
     }
 }
 
@@ -73,7 +79,12 @@ pub fn inline(
             }
         }
     }
-    Ok(body.outputs.clone().into_iter().map(|v| mapped(graph, body, &mut map, shared, v)).collect())
+    Ok(body
+        .outputs
+        .clone()
+        .into_iter()
+        .map(|v| mapped(graph, body, &mut map, shared, v))
+        .collect())
 }
 
 /// The value in `graph` that stands for `value` of the body; constants are brought over when first needed.
@@ -87,7 +98,10 @@ fn mapped(
     if let Some(v) = map.get(&value) {
         return *v;
     }
-    let constant = body.constants.get(&value).expect("nodes are in topological order, so this is a constant");
+    let constant = body
+        .constants
+        .get(&value)
+        .expect("nodes are in topological order, so this is a constant");
     let id = *shared.entry(value).or_insert_with(|| {
         let id = graph.add_constant(&body.name(value), constant.clone());
         if body.parameters.contains(&value) {
@@ -119,7 +133,12 @@ fn adapted(
         }
         LayerKind::Conv { .. } => {
             let geometry = ["auto_pad", "dilations", "pads", "strides"];
-            let kept = node.attrs.0.iter().filter(|(n, _)| geometry.contains(&n.as_str())).cloned();
+            let kept = node
+                .attrs
+                .0
+                .iter()
+                .filter(|(n, _)| geometry.contains(&n.as_str()))
+                .cloned();
             let low = graph.op("Conv", &[x, a], Attrs(kept.collect()))?;
             let low = graph.scale(low, scale)?;
             graph.op("Conv", &[low, b], Attrs::new())?

@@ -50,21 +50,37 @@ pub fn find_layers(graph: &Graph) -> Vec<Layer> {
         let weight = node.input(1).filter(|w| graph.parameters.contains(w))?;
         let shape = graph.shape(weight);
         let kind = match (node.op.as_str(), shape) {
-            ("MatMul", [inputs, outputs]) => {
-                LayerKind::Linear { inputs: *inputs, outputs: *outputs, transposed: true }
-            }
+            ("MatMul", [inputs, outputs]) => LayerKind::Linear {
+                inputs: *inputs,
+                outputs: *outputs,
+                transposed: true,
+            },
             ("Gemm", [a, b]) if node.attrs.get_int("transA", 0) == 0 => {
                 let transposed = node.attrs.get_int("transB", 0) == 0;
                 let (inputs, outputs) = if transposed { (*a, *b) } else { (*b, *a) };
-                LayerKind::Linear { inputs, outputs, transposed }
+                LayerKind::Linear {
+                    inputs,
+                    outputs,
+                    transposed,
+                }
             }
             ("Conv", [outputs, inputs, kernel @ ..]) => {
                 let groups = node.attrs.get_int("group", 1).max(1) as usize;
-                LayerKind::Conv { inputs: inputs * groups, outputs: *outputs, kernel: kernel.to_vec(), groups }
+                LayerKind::Conv {
+                    inputs: inputs * groups,
+                    outputs: *outputs,
+                    kernel: kernel.to_vec(),
+                    groups,
+                }
             }
             _ => return None,
         };
-        Some(Layer { node: i, module: module_of(graph, node, weight)?, weight, kind })
+        Some(Layer {
+            node: i,
+            module: module_of(graph, node, weight)?,
+            weight,
+            kind,
+        })
     };
     graph.nodes.iter().enumerate().filter_map(layer).collect()
 }
@@ -75,10 +91,17 @@ pub fn module_of(graph: &Graph, node: &Node, weight: ValueId) -> Option<String> 
         let (module, _op) = scoped.rsplit_once('/')?;
         return Some(module.replace('/', "."));
     }
-    if let Some((_, scopes)) = node.metadata.iter().find(|(k, _)| k == "pkg.torch.onnx.name_scopes") {
+    if let Some((_, scopes)) = node
+        .metadata
+        .iter()
+        .find(|(k, _)| k == "pkg.torch.onnx.name_scopes")
+    {
         // A Python list: the scopes from the outermost module inwards, then the name of the traced operation.
-        let scopes: Vec<&str> =
-            scopes.trim_matches(['[', ']']).split(", ").map(|s| s.trim_matches(['\'', '"'])).collect();
+        let scopes: Vec<&str> = scopes
+            .trim_matches(['[', ']'])
+            .split(", ")
+            .map(|s| s.trim_matches(['\'', '"']))
+            .collect();
         if let [.., module, _operation] = scopes.as_slice()
             && !module.is_empty()
         {
@@ -92,16 +115,22 @@ pub fn module_of(graph: &Graph, node: &Node, weight: ValueId) -> Option<String> 
 pub fn matches(pattern: &str, module: &str) -> bool {
     if pattern.contains('*') {
         return glob(pattern.as_bytes(), module.as_bytes())
-            || module.match_indices('.').any(|(i, _)| glob(pattern.as_bytes(), &module.as_bytes()[i + 1..]));
+            || module
+                .match_indices('.')
+                .any(|(i, _)| glob(pattern.as_bytes(), &module.as_bytes()[i + 1..]));
     }
-    module.strip_suffix(pattern).is_some_and(|head| head.is_empty() || head.ends_with('.'))
+    module
+        .strip_suffix(pattern)
+        .is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match pattern.split_first() {
         None => text.is_empty(),
         Some((b'*', rest)) => (0..=text.len()).any(|i| glob(rest, &text[i..])),
-        Some((c, rest)) => text.split_first().is_some_and(|(t, tail)| t == c && glob(rest, tail)),
+        Some((c, rest)) => text
+            .split_first()
+            .is_some_and(|(t, tail)| t == c && glob(rest, tail)),
     }
 }
 

@@ -88,19 +88,35 @@ impl<'a> Assembly<'a> {
             given.insert(*input, id);
         }
         let batch = body.shape(body.input("sample")?)[0];
-        Ok(Self { graph, body, given, shared: SharedConstants::new(), batch })
+        Ok(Self {
+            graph,
+            body,
+            given,
+            shared: SharedConstants::new(),
+            batch,
+        })
     }
 
     /// Prediction of the denoiser with the given weights.
     fn predict(&mut self, weights: &Weights) -> Result<ValueId> {
-        let out = inline(&mut self.graph, self.body, &self.given, Some(weights), &mut self.shared)?;
+        let out = inline(
+            &mut self.graph,
+            self.body,
+            &self.given,
+            Some(weights),
+            &mut self.shared,
+        )?;
         Ok(out[0])
     }
 
     /// An input of the prediction's shape.
     fn target(&mut self) -> Result<ValueId> {
         let prediction = *self.body.outputs.first().ok_or_else(|| {
-            Error::bad(format!("graph `{}`", self.body.name), "has no output", "Export the UNet again.")
+            Error::bad(
+                format!("graph `{}`", self.body.name),
+                "has no output",
+                "Export the UNet again.",
+            )
         })?;
         let ty = TensorType::new(DType::F32, self.body.shape(prediction));
         Ok(self.graph.add_input("target", ty))
@@ -155,7 +171,11 @@ impl StepGraph {
         reference: Reference,
     ) -> Result<Self> {
         let mut a = Assembly::new("ortdpo_step", denoiser)?;
-        let samples = if objective.needs_pairs() { 2 * shape.pairs } else { shape.pairs };
+        let samples = if objective.needs_pairs() {
+            2 * shape.pairs
+        } else {
+            shape.pairs
+        };
         if a.batch != samples {
             return Err(Error::bad(
                 format!("graph `{}`", denoiser.name),
@@ -186,8 +206,14 @@ impl StepGraph {
         let pairs = objective.needs_pairs();
         let likelihoods = Likelihoods {
             e_w: half(&mut a.graph, own, false)?,
-            e_l: if pairs { Some(half(&mut a.graph, own, true)?) } else { None },
-            ref_w: reference_errors.map(|r| half(&mut a.graph, r, false)).transpose()?,
+            e_l: if pairs {
+                Some(half(&mut a.graph, own, true)?)
+            } else {
+                None
+            },
+            ref_w: reference_errors
+                .map(|r| half(&mut a.graph, r, false))
+                .transpose()?,
             ref_l: match reference_errors {
                 Some(r) if pairs => Some(half(&mut a.graph, r, true)?),
                 _ => None,

@@ -18,7 +18,10 @@ pub fn per_sample(graph: Graph, batch: usize) -> Result<Graph> {
     if graph.ty(timestep).len() != 1 {
         return Err(Error::bad(
             format!("graph `{}`: input `timestep`", graph.name),
-            format!("has shape {:?}, neither one element nor one per sample ({batch})", graph.shape(timestep)),
+            format!(
+                "has shape {:?}, neither one element nor one per sample ({batch})",
+                graph.shape(timestep)
+            ),
             "Export the UNet with a timestep of shape [batch].",
         ));
     }
@@ -64,10 +67,16 @@ fn expansion(
         let value = trail[i];
         i += 1;
         for node in graph.nodes.iter().filter(|n| n.inputs.contains(&Some(value))) {
-            let passes = matches!(node.op.as_str(), "Cast" | "Unsqueeze" | "Squeeze" | "Reshape" | "Expand" | "Tile" | "Identity");
+            let passes = matches!(
+                node.op.as_str(),
+                "Cast" | "Unsqueeze" | "Squeeze" | "Reshape" | "Expand" | "Tile" | "Identity"
+            );
             let made = node.output(0).filter(|_| passes && node.input(0) == Some(value));
             // Multiplying by ones is how older diffusers versions expand.
-            let made = made.or_else(|| node.output(0).filter(|v| node.op == "Mul" && graph.ty(*v).len() == batch));
+            let made = made.or_else(|| {
+                node.output(0)
+                    .filter(|v| node.op == "Mul" && graph.ty(*v).len() == batch)
+            });
             match made {
                 Some(v) if graph.ty(v).len() == batch && batch > 1 => ends.push(v),
                 Some(v) => trail.push(v),

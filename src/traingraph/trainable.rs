@@ -54,14 +54,25 @@ impl Trainables {
         if let Some(pattern) = targets.iter().find(unmatched) {
             return Err(no_match(pattern, &layers));
         }
-        let mut out = Self { scale: alpha / rank as f64, rank, ..Self::default() };
+        let mut out = Self {
+            scale: alpha / rank as f64,
+            rank,
+            ..Self::default()
+        };
         for layer in layers {
             if !targets.iter().any(|t| matches(t, &layer.module)) {
                 continue;
             }
             let (a, b) = factor_shapes(&layer.kind, rank, &layer.module)?;
-            for (suffix, shape, kind) in [("lora_A", a, TrainableKind::LoraA), ("lora_B", b, TrainableKind::LoraB)] {
-                out.tensors.push(Trainable { name: format!("{}.{suffix}.weight", layer.module), shape, kind });
+            for (suffix, shape, kind) in [
+                ("lora_A", a, TrainableKind::LoraA),
+                ("lora_B", b, TrainableKind::LoraB),
+            ] {
+                out.tensors.push(Trainable {
+                    name: format!("{}.{suffix}.weight", layer.module),
+                    shape,
+                    kind,
+                });
             }
             out.adapted.push(layer);
         }
@@ -73,18 +84,28 @@ impl Trainables {
         let named = named_weights(graph);
         let chosen = |name: &str| {
             let module = name.rsplit_once('.').map_or(name, |(m, _)| m);
-            targets.iter().any(|t| t == "*" || matches(t, module) || matches(t, name))
+            targets
+                .iter()
+                .any(|t| t == "*" || matches(t, module) || matches(t, name))
         };
         let tensors: Vec<Trainable> = named.into_iter().filter(|t| chosen(&t.name)).collect();
         if tensors.is_empty() {
             return Err(no_match(&targets.join(", "), &find_layers(graph)));
         }
-        Ok(Self { tensors, adapted: Vec::new(), scale: 1.0, rank: 0 })
+        Ok(Self {
+            tensors,
+            adapted: Vec::new(),
+            scale: 1.0,
+            rank: 0,
+        })
     }
 
     /// Number of trainable values.
     pub fn parameter_count(&self) -> usize {
-        self.tensors.iter().map(|t| t.shape.iter().product::<usize>()).sum()
+        self.tensors
+            .iter()
+            .map(|t| t.shape.iter().product::<usize>())
+            .sum()
     }
 }
 
@@ -96,16 +117,27 @@ fn factor_shapes(kind: &LayerKind, rank: usize, module: &str) -> Result<(Vec<usi
             "is a grouped convolution, for which LoRA is not defined",
             "Choose patterns that leave it out.",
         )),
-        LayerKind::Conv { inputs, outputs, kernel, .. } => {
+        LayerKind::Conv {
+            inputs,
+            outputs,
+            kernel,
+            ..
+        } => {
             let ones = vec![1; kernel.len()];
-            Ok(([&[rank, *inputs], kernel.as_slice()].concat(), [&[*outputs, rank], ones.as_slice()].concat()))
+            Ok((
+                [&[rank, *inputs], kernel.as_slice()].concat(),
+                [&[*outputs, rank], ones.as_slice()].concat(),
+            ))
         }
     }
 }
 
 fn no_match(pattern: &str, layers: &[Layer]) -> Error {
-    let mut ends: Vec<&str> =
-        layers.iter().map(|l| last_named(&l.module)).filter(|e| !e.is_empty()).collect();
+    let mut ends: Vec<&str> = layers
+        .iter()
+        .map(|l| last_named(&l.module))
+        .filter(|e| !e.is_empty())
+        .collect();
     ends.sort_unstable();
     ends.dedup();
     ends.truncate(24);
@@ -134,7 +166,12 @@ fn named_weights(graph: &Graph) -> Vec<Trainable> {
     let mut found: Vec<Trainable> = Vec::new();
     let mut seen = std::collections::HashSet::new();
     for node in &graph.nodes {
-        for (slot, value) in node.inputs.iter().enumerate().filter_map(|(i, v)| v.map(|v| (i, v))) {
+        for (slot, value) in node
+            .inputs
+            .iter()
+            .enumerate()
+            .filter_map(|(i, v)| v.map(|v| (i, v)))
+        {
             if !graph.parameters.contains(&value) || !seen.insert(value) {
                 continue;
             }
@@ -154,7 +191,11 @@ fn named_weight(graph: &Graph, node: &crate::onnx::Node, slot: usize, value: Val
     let plain = |name: String| Trainable {
         name,
         shape: shape.clone(),
-        kind: TrainableKind::Weight { constant: value, transposed: false, torch_shape: shape.clone() },
+        kind: TrainableKind::Weight {
+            constant: value,
+            transposed: false,
+            torch_shape: shape.clone(),
+        },
     };
     if (name.ends_with(".weight") || name.ends_with(".bias")) && !name.starts_with("onnx::") {
         return Some(plain(name));
@@ -173,7 +214,11 @@ fn named_weight(graph: &Graph, node: &crate::onnx::Node, slot: usize, value: Val
         "Mul" | "Add" if shape.len() > 1 && shape[1..].iter().all(|d| *d == 1) && module.contains("norm") => {
             let role = if node.op == "Mul" { "weight" } else { "bias" };
             let mut t = plain(format!("{module}.{role}"));
-            t.kind = TrainableKind::Weight { constant: value, transposed: false, torch_shape: vec![shape[0]] };
+            t.kind = TrainableKind::Weight {
+                constant: value,
+                transposed: false,
+                torch_shape: vec![shape[0]],
+            };
             Some(t)
         }
         "Gemm" | "Conv" if slot == 1 => Some(plain(format!("{module}.weight"))),

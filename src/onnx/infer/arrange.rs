@@ -15,7 +15,11 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
         "Flatten" => {
             let s = v.shape(0)?;
             let axis = v.int("axis", 1);
-            let axis = if axis == s.len() as i64 { s.len() } else { v.axis(axis, s.len())? };
+            let axis = if axis == s.len() as i64 {
+                s.len()
+            } else {
+                v.axis(axis, s.len())?
+            };
             same(vec![s[..axis].iter().product(), s[axis..].iter().product()])
         }
         "Squeeze" => {
@@ -33,11 +37,19 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
                 Some(a) => a.len(),
                 None => v.node.attrs.opt_ints("axes").map_or(0, <[i64]>::len),
             };
-            let axes = v.axes(s.len() + count)?.ok_or_else(|| v.error("lacks its axes"))?;
+            let axes = v
+                .axes(s.len() + count)?
+                .ok_or_else(|| v.error("lacks its axes"))?;
             let mut rest = s.iter();
             same(
                 (0..s.len() + count)
-                    .map(|i| if axes.contains(&i) { 1 } else { rest.next().copied().unwrap_or(1) })
+                    .map(|i| {
+                        if axes.contains(&i) {
+                            1
+                        } else {
+                            rest.next().copied().unwrap_or(1)
+                        }
+                    })
                     .collect(),
             )
         }
@@ -94,7 +106,9 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
         "GatherND" => {
             let (s, i) = (v.shape(0)?, v.shape(1)?);
             let batch = v.int("batch_dims", 0).max(0) as usize;
-            let last = *i.last().ok_or_else(|| v.error("has indices without dimensions"))?;
+            let last = *i
+                .last()
+                .ok_or_else(|| v.error("has indices without dimensions"))?;
             if batch + last > s.len() {
                 return Err(v.error("has indices with more coordinates than its data has dimensions"));
             }
@@ -158,10 +172,16 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
         }
         "ReverseSequence" => same(v.shape(0)?.to_vec()),
         "TopK" => {
-            let k = v.ints(1)?.and_then(|k| k.first().copied()).ok_or_else(|| v.error("lacks its k"))?;
+            let k = v
+                .ints(1)?
+                .and_then(|k| k.first().copied())
+                .ok_or_else(|| v.error("lacks its k"))?;
             let mut s = v.shape(0)?.to_vec();
             s[v.axis_attr(0, -1)?] = k.max(0) as usize;
-            Ok(Some(vec![TensorType::new(v.dtype(0)?, s.clone()), TensorType::new(DType::I64, s)]))
+            Ok(Some(vec![
+                TensorType::new(v.dtype(0)?, s.clone()),
+                TensorType::new(DType::I64, s),
+            ]))
         }
         _ => Ok(None),
     }
@@ -183,7 +203,9 @@ pub fn transpose_perm(v: &View) -> Result<Vec<usize>> {
 }
 
 fn dims(v: &View, input: usize) -> Result<Vec<usize>> {
-    let given = v.ints(input)?.ok_or_else(|| v.error(format!("lacks its input {input}")))?;
+    let given = v
+        .ints(input)?
+        .ok_or_else(|| v.error(format!("lacks its input {input}")))?;
     given
         .into_iter()
         .map(|d| usize::try_from(d).map_err(|_| v.error(format!("has the negative dimension {d}"))))
@@ -203,7 +225,9 @@ fn reshape(v: &View) -> Result<Vec<usize>> {
                 open = Some(i);
                 1
             }
-            0 if copy_zero => *s.get(i).ok_or_else(|| v.error("copies a dimension that is not there"))?,
+            0 if copy_zero => *s
+                .get(i)
+                .ok_or_else(|| v.error("copies a dimension that is not there"))?,
             d if d >= 0 => d as usize,
             d => return Err(v.error(format!("has the negative dimension {d}"))),
         });
@@ -227,7 +251,9 @@ fn concat(v: &View) -> Result<Vec<usize>> {
         let other = v.shape(i)?;
         let fits = other.len() == shape.len() && (0..shape.len()).all(|d| d == axis || other[d] == shape[d]);
         if !fits {
-            return Err(v.error(format!("cannot join {shape:?} and {other:?} along dimension {axis}")));
+            return Err(v.error(format!(
+                "cannot join {shape:?} and {other:?} along dimension {axis}"
+            )));
         }
         shape[axis] += other[axis];
     }

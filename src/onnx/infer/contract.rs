@@ -21,7 +21,9 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
             one(vec![m, n])
         }
         "Einsum" => {
-            let shapes = (0..v.input_count()).map(|i| v.shape(i)).collect::<Result<Vec<_>>>()?;
+            let shapes = (0..v.input_count())
+                .map(|i| v.shape(i))
+                .collect::<Result<Vec<_>>>()?;
             let equation = Einsum::parse(v.str("equation", ""), &shapes).map_err(|what| v.error(what))?;
             one(equation.output_shape())
         }
@@ -46,7 +48,8 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
 fn reduced(shape: &[usize], axes: &[usize], keep: bool) -> Vec<usize> {
     let dims = shape.iter().enumerate();
     if keep {
-        dims.map(|(i, d)| if axes.contains(&i) { 1 } else { *d }).collect()
+        dims.map(|(i, d)| if axes.contains(&i) { 1 } else { *d })
+            .collect()
     } else {
         dims.filter(|(i, _)| !axes.contains(i)).map(|(_, d)| *d).collect()
     }

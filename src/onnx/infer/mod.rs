@@ -23,13 +23,21 @@ pub fn infer(graph: &Graph, node: &Node, outputs: usize) -> Result<Vec<TensorTyp
     };
     let types = found.ok_or_else(|| unknown(graph, node))?;
     if types.len() < outputs {
-        return Err(view.error(format!("has {outputs} outputs, of which ortdpo knows {}", types.len())));
+        return Err(view.error(format!(
+            "has {outputs} outputs, of which ortdpo knows {}",
+            types.len()
+        )));
     }
     Ok(types)
 }
 
 fn standard(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>> {
-    for family in [elementwise::infer, arrange::infer, contract::infer, resample::infer] {
+    for family in [
+        elementwise::infer,
+        arrange::infer,
+        contract::infer,
+        resample::infer,
+    ] {
         if let Some(types) = family(v, outputs)? {
             return Ok(Some(types));
         }
@@ -38,7 +46,11 @@ fn standard(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>> {
 }
 
 fn unknown(graph: &Graph, node: &Node) -> Error {
-    let domain = if node.domain.is_empty() { String::new() } else { format!(" of domain `{}`", node.domain) };
+    let domain = if node.domain.is_empty() {
+        String::new()
+    } else {
+        format!(" of domain `{}`", node.domain)
+    };
     Error::bad(
         node.place(graph),
         format!("operator {}{domain} has no shape rule in ortdpo", node.op),

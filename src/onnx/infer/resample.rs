@@ -11,12 +11,20 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
         "Resize" => one(resize(v)?),
         "Upsample" => {
             let scales = v.floats(1)?.ok_or_else(|| v.error("lacks its scales"))?;
-            one(v.shape(0)?.iter().zip(scales).map(|(d, s)| (*d as f64 * s).floor() as usize).collect())
+            one(v
+                .shape(0)?
+                .iter()
+                .zip(scales)
+                .map(|(d, s)| (*d as f64 * s).floor() as usize)
+                .collect())
         }
         "AveragePool" | "LpPool" => one(pool(v)?),
         "MaxPool" => {
             let shape = pool(v)?;
-            let both = vec![TensorType::new(v.dtype(0)?, shape.clone()), TensorType::new(DType::I64, shape)];
+            let both = vec![
+                TensorType::new(v.dtype(0)?, shape.clone()),
+                TensorType::new(DType::I64, shape),
+            ];
             Ok(Some(both.into_iter().take(outputs.max(1)).collect()))
         }
         "GlobalAveragePool" | "GlobalMaxPool" => {
@@ -33,8 +41,14 @@ fn pool(v: &View) -> Result<Vec<usize>> {
     let mut shape = s[..2].to_vec();
     for i in 0..s.len() - 2 {
         let room = s[i + 2] + w.pads_begin[i] + w.pads_end[i];
-        let steps = room.checked_sub(w.span(i)).ok_or_else(|| v.error("has a window larger than its input"))?;
-        let mut out = if w.ceil_mode { steps.div_ceil(w.strides[i]) } else { steps / w.strides[i] } + 1;
+        let steps = room
+            .checked_sub(w.span(i))
+            .ok_or_else(|| v.error("has a window larger than its input"))?;
+        let mut out = if w.ceil_mode {
+            steps.div_ceil(w.strides[i])
+        } else {
+            steps / w.strides[i]
+        } + 1;
         // A window may not start in the padding behind the input.
         if w.ceil_mode && (out - 1) * w.strides[i] >= s[i + 2] + w.pads_begin[i] {
             out -= 1;
@@ -52,7 +66,11 @@ fn resize(v: &View) -> Result<Vec<usize>> {
     };
     let mut shape = s.to_vec();
     let sizes = v.ints(3)?.filter(|x| !x.is_empty());
-    let scales = if sizes.is_none() { v.floats(2)?.filter(|x| !x.is_empty()) } else { None };
+    let scales = if sizes.is_none() {
+        v.floats(2)?.filter(|x| !x.is_empty())
+    } else {
+        None
+    };
     let count = sizes.as_ref().map(Vec::len).or(scales.as_ref().map(Vec::len));
     if count != Some(axes.len()) {
         return Err(v.error("has neither sizes nor scales that fit its axes"));

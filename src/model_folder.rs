@@ -94,6 +94,11 @@ impl Component {
         vae || present(self.folder())
     }
 
+    /// Whether it is a network: `model.onnx` with a `config.json`.
+    pub fn is_network(self) -> bool {
+        self.content() == Content::Network
+    }
+
     fn content(self) -> Content {
         match self {
             Self::Tokenizer | Self::Tokenizer2 | Self::Tokenizer3 => Content::Tokenizer,

@@ -70,8 +70,29 @@ fn bad_file(place: &str, message: &str) -> Option<Error> {
     None
 }
 
-/// The message on one line.
-fn one_line(message: &str) -> String {
-    let words: Vec<&str> = message.split_whitespace().collect();
-    words.join(" ")
+/// The message on one line, without the C++ call chain that may precede it.
+pub(super) fn one_line(message: &str) -> String {
+    let said = message
+        .rsplit_once("[ONNXRuntimeError] : ")
+        .and_then(|(_, coded)| coded.splitn(3, " : ").nth(2));
+    said.unwrap_or(message)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_call_chain_is_left_out() {
+        let raw = "/onnxruntime_src/bridge.cc:2043 onnxruntime::Provider& Get() [ONNXRuntimeError] : 1 : FAIL : \
+                   Failed to load library a.so with error: b.so : missing\n";
+        assert_eq!(
+            one_line(raw),
+            "Failed to load library a.so with error: b.so : missing"
+        );
+        assert_eq!(one_line("two\nlines"), "two lines");
+    }
 }

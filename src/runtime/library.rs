@@ -161,23 +161,31 @@ fn is_new_enough(version: &str) -> bool {
 }
 
 fn not_found(refusals: &[(Place, Refusal)]) -> Error {
-    let tried = refusals
-        .iter()
-        .map(|(place, refusal)| {
-            let why = match refusal {
-                Refusal::NotThere => "no such file".into(),
-                Refusal::NotLoadable(why) => format!("cannot be loaded: {why}"),
-                Refusal::NotOnnxRuntime => "a library, but not ONNX Runtime".into(),
-                Refusal::TooOld(version) => format!("version {version} is too old"),
-            };
-            let named_by = place.named_by.map(|by| format!("{by}: ")).unwrap_or_default();
-            format!("{named_by}{} ({why})", place.path.display())
-        })
-        .collect::<Vec<_>>()
-        .join("; ");
+    let mut tried = Vec::new();
+    let mut bare = Vec::new();
+    for (place, refusal) in refusals {
+        let why = match refusal {
+            Refusal::NotThere if place.named_by.is_none() => {
+                bare.push(place.path.display().to_string());
+                continue;
+            }
+            Refusal::NotThere => "no such file".into(),
+            Refusal::NotLoadable(why) => format!("cannot be loaded: {why}"),
+            Refusal::NotOnnxRuntime => "a library, but not ONNX Runtime".into(),
+            Refusal::TooOld(version) => format!("version {version} is too old"),
+        };
+        let named_by = place.named_by.map(|by| format!("{by}: ")).unwrap_or_default();
+        tried.push(format!("{named_by}{} ({why})", place.path.display()));
+    }
+    if !bare.is_empty() {
+        tried.push(format!("not there: {}", bare.join(", ")));
+    }
     Error::bad(
         "ONNX Runtime",
-        format!("found no shared library of version 1.{OLDEST_MINOR} or newer. Tried: {tried}"),
+        format!(
+            "found no shared library of version 1.{OLDEST_MINOR} or newer. Tried: {}",
+            tried.join("; ")
+        ),
         "Run `scripts/setup` in ortdpo's folder, which puts one into .ort/ there, or name a library with \
          --ort-lib FILE or the environment variable ORT_DYLIB_PATH.",
     )
@@ -260,11 +268,9 @@ mod tests {
         std::fs::write(&bogus, "not a library").unwrap();
         let below = folder.path().join("below");
         let text = search(&below, folder.path()).find().unwrap_err().to_string();
+        let absent = below.join(".ort").join(file_name());
         assert!(
-            text.contains(&format!(
-                "{} (no such file)",
-                below.join(".ort").join(file_name()).display()
-            )),
+            text.contains(&format!("not there: {}", absent.display())),
             "{text}"
         );
         assert!(

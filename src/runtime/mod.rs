@@ -23,7 +23,7 @@ mod weights;
 pub use binding::Binding;
 pub use environment::{RuntimeInfo, RuntimeOptions, info, init};
 pub use options::{Arena, OptLevel, SessionOptions};
-pub use provider::{ExecutionProvider, usable};
+pub use provider::{ExecutionProvider, Usability, require, usability};
 pub use session::{IoInfo, Outputs, Session};
 pub use value::TensorView;
 pub use weights::{PackedWeights, SharedWeights, WeightSource};

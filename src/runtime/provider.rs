@@ -15,6 +15,7 @@ use ort::session::builder::SessionBuilder;
 use ort::value::{Outlet, Shape, SymbolicDimensions, Tensor, TensorElementType, ValueType};
 
 use super::environment::{RuntimeInfo, RuntimeOptions, init};
+use super::failure::one_line;
 use crate::{Error, Result};
 
 /// A way to compute that ONNX Runtime may offer.
@@ -129,28 +130,57 @@ impl FromStr for ExecutionProvider {
     }
 }
 
-/// Whether `ep` works here: a small graph is built and run on it alone. Asked once per process and provider.
+/// What came of trying a provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Usability {
+    /// It computed something.
+    Usable,
+    /// The library at hand was built without it.
+    NotBuiltIn,
+    /// It is in the library but does not work: what ONNX Runtime said.
+    Failing(String),
+}
+
+/// Whether `ep` works here: a small graph is built and run on it alone. Tried once per process and provider.
 ///
 /// # Errors
-/// [`Error::BadInput`] saying why it does not work; or that there is no ONNX Runtime at all.
-pub fn usable(ep: ExecutionProvider) -> Result<()> {
-    static KNOWN: Mutex<Option<HashMap<ExecutionProvider, Result<(), String>>>> = Mutex::new(None);
+/// There is no ONNX Runtime at all.
+pub fn usability(ep: ExecutionProvider) -> Result<Usability> {
+    static KNOWN: Mutex<Option<HashMap<ExecutionProvider, Usability>>> = Mutex::new(None);
     let info = init(&RuntimeOptions::default())?;
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let verdict = known
+    Ok(known
         .get_or_insert_default()
         .entry(ep)
-        .or_insert_with(|| probe(ep, info));
-    verdict.clone().map_err(|why| {
-        Error::bad(
-            format!("execution provider `{ep}`"),
-            format!("cannot be used: {why}"),
+        .or_insert_with(|| probe(ep, info))
+        .clone())
+}
+
+/// Insists that `ep` works here.
+///
+/// # Errors
+/// [`Error::BadInput`] saying why it does not; or that there is no ONNX Runtime at all.
+pub fn require(ep: ExecutionProvider) -> Result<()> {
+    let why = match usability(ep)? {
+        Usability::Usable => return Ok(()),
+        Usability::NotBuiltIn => {
+            let info = init(&RuntimeOptions::default())?;
             format!(
-                "See what `ortdpo doctor` says is usable, or use cpu{}.",
-                remedy(ep)
-            ),
-        )
-    })
+                "{} (version {}) was built without it",
+                info.path().display(),
+                info.version()
+            )
+        }
+        Usability::Failing(why) => why,
+    };
+    Err(Error::bad(
+        format!("execution provider `{ep}`"),
+        format!("cannot be used: {why}"),
+        format!(
+            "See what `ortdpo doctor` says is usable, or use cpu{}.",
+            remedy(ep)
+        ),
+    ))
 }
 
 fn remedy(ep: ExecutionProvider) -> &'static str {
@@ -162,16 +192,14 @@ fn remedy(ep: ExecutionProvider) -> &'static str {
     }
 }
 
-fn probe(ep: ExecutionProvider, info: &RuntimeInfo) -> Result<(), String> {
+fn probe(ep: ExecutionProvider, info: &RuntimeInfo) -> Usability {
     if !ep.is_built_in() {
-        return Err(format!(
-            "the library {} (version {}) was built without it",
-            info.path().display(),
-            info.version()
-        ));
+        return Usability::NotBuiltIn;
     }
-    run_small_graph(ep, info)
-        .map_err(|error| error.message().split_whitespace().collect::<Vec<_>>().join(" "))
+    match run_small_graph(ep, info) {
+        Ok(()) => Usability::Usable,
+        Err(error) => Usability::Failing(one_line(error.message())),
+    }
 }
 
 /// Multiplies two 2×2 matrices on `ep` and nowhere else.
@@ -242,13 +270,13 @@ mod tests {
 
     #[test]
     fn the_cpu_is_usable_and_a_foreign_provider_is_refused_by_name() {
-        usable(ExecutionProvider::Cpu).unwrap();
+        require(ExecutionProvider::Cpu).unwrap();
         let foreign = if cfg!(windows) {
             ExecutionProvider::CoreMl
         } else {
             ExecutionProvider::DirectMl
         };
-        let error = usable(foreign).unwrap_err();
+        let error = require(foreign).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("was built without it"), "{error}");
     }

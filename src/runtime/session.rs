@@ -11,7 +11,7 @@ use ort::value::{DynValue, Outlet, ValueType};
 use super::environment::{RuntimeOptions, init};
 use super::failure::failure;
 use super::value::{TensorView, dtype_of, view};
-use super::{Arena, ExecutionProvider, OptLevel, SessionOptions, SharedWeights, environment, usable};
+use super::{Arena, ExecutionProvider, OptLevel, SessionOptions, SharedWeights, environment, require};
 use crate::tensor::{DType, Tensor};
 use crate::{Error, Result};
 
@@ -342,7 +342,7 @@ fn io_info(place: &str, outlet: &Outlet) -> Result<IoInfo> {
 fn builder(place: &str, options: &SessionOptions) -> Result<SessionBuilder> {
     let info = init(&RuntimeOptions::default())?;
     if options.ep != ExecutionProvider::Cpu {
-        usable(options.ep)?;
+        require(options.ep)?;
     }
     if options.arena == Arena::Shared {
         environment::share_arena(info).map_err(|e| failure(place, e))?;

@@ -1,0 +1,68 @@
+//! The command line: one file per subcommand, each only arguments and printing.
+
+pub mod doctor;
+pub mod fault;
+pub mod output;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use ortdpo::Result;
+use ortdpo::runtime::{self, RuntimeOptions};
+
+const EXAMPLES: &str = "\
+Examples:
+  ortdpo doctor                     what this machine can do
+  ortdpo doctor models/tiny-sd      whether a pipeline folder is complete and loads
+
+Exit codes: 0 done, 2 something in the input to mend, 130 interrupted, 1 anything else.";
+
+/// Preference optimisation for text-to-image diffusion models on stock ONNX Runtime.
+#[derive(Parser)]
+#[command(name = "ortdpo", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every subcommand.
+#[derive(Args)]
+pub struct Global {
+    /// ONNX Runtime's shared library or the folder it is in [default: ORT_DYLIB_PATH, else .ort/ in or above
+    /// the working directory, else .ort/ in or above the program's folder]
+    #[arg(long, global = true, value_name = "FILE")]
+    ort_lib: Option<PathBuf>,
+    /// Print results and errors only
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Doctor(doctor::Doctor),
+}
+
+impl Cli {
+    /// Does what was asked for.
+    pub fn run(self) -> Result<()> {
+        // Named on purpose: if it will not do, say so whatever the command. Otherwise it is looked for when needed.
+        if self.global.ort_lib.is_some() {
+            runtime::init(&RuntimeOptions {
+                ort_lib: self.global.ort_lib.clone(),
+            })?;
+        }
+        match self.command {
+            Command::Doctor(command) => command.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        <super::Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -1,0 +1,66 @@
+//! Standard output: lines, tables, and what happens when nobody reads them any more.
+
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
+
+use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
+use ortdpo::{Error, Result};
+
+/// Prints a line.
+///
+/// # Errors
+/// Standard output is closed or full; hand the error on, `main` knows what to do with it.
+pub fn line(text: impl Display) -> Result<()> {
+    writeln!(io::stdout(), "{text}").map_err(Error::io("standard output", "write"))
+}
+
+/// A table with a line under its head and none elsewhere, as wide as the terminal at most.
+pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-')))
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(head)
+        .add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
+/// Whether `error` only says that the reader of our output has gone.
+pub fn is_closed_pipe(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::BrokenPipe)
+}
+
+/// A number of bytes in the unit that suits it.
+pub fn bytes(n: u64) -> String {
+    let units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+    let unit = (n.max(1).ilog2() / 10).min(4);
+    match unit {
+        0 => format!("{n} bytes"),
+        _ => format!(
+            "{:.1} {}",
+            n as f64 / f64::from(1u32 << 10).powi(unit as i32),
+            units[unit as usize]
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_given_in_the_unit_that_suits_them() {
+        for (n, text) in [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1.0 KiB"),
+            (1_500_000, "1.4 MiB"),
+            (3_438_167_540, "3.2 GiB"),
+        ] {
+            assert_eq!(bytes(n), text);
+        }
+    }
+}

@@ -4,12 +4,14 @@
 //! asks the operator's rule (`rules/`) for the gradients of the inputs that matter, and adds up what reaches each value.
 //! Nothing else is differentiated, and the builder makes equal nodes once, so no work is done twice.
 
+mod options;
 mod rules;
 
 use crate::onnx::{Graph, Node, ValueId, View};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
+pub use options::{ConvInputGradient, DeriveOptions};
 pub use rules::{differentiable_operands, is_differentiable};
 
 /// What a rule works with: the graph it adds nodes to, the node, and the gradients of the node's outputs.
@@ -22,6 +24,8 @@ pub struct Context<'g> {
     pub dy: Vec<Option<ValueId>>,
     /// Which inputs' gradients are wanted.
     pub wants: Vec<bool>,
+    /// Choices between forms.
+    pub options: DeriveOptions,
 }
 
 /// One gradient per input; `None` where it is not wanted or zero everywhere.
@@ -81,6 +85,16 @@ pub fn gradients(
     seeds: &[(ValueId, ValueId)],
     wrt: &[ValueId],
 ) -> Result<Vec<Option<ValueId>>> {
+    gradients_with(graph, seeds, wrt, DeriveOptions::default())
+}
+
+/// [`gradients`] with other choices between equal forms.
+pub fn gradients_with(
+    graph: &mut Graph,
+    seeds: &[(ValueId, ValueId)],
+    wrt: &[ValueId],
+    options: DeriveOptions,
+) -> Result<Vec<Option<ValueId>>> {
     let active = reached_from(graph, wrt);
     let last = graph.nodes.len();
     let mut sums: Vec<Option<ValueId>> = vec![None; graph.value_count()];
@@ -110,6 +124,7 @@ pub fn gradients(
             node,
             dy,
             wants,
+            options,
         };
         let found = rules::apply(&mut context)?;
         let Context { node, wants, .. } = context;

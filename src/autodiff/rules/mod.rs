@@ -5,13 +5,18 @@
 
 mod activation;
 mod arrange;
+mod conv;
 mod elementwise;
 mod function;
 mod gather;
 mod helpers;
+mod matmul;
+mod norm;
 mod pad;
 mod power;
 mod reduce;
+mod resize;
+mod softmax;
 
 use super::{Context, Gradients};
 use crate::Result;
@@ -30,6 +35,11 @@ fn rule(op: &str) -> Option<Rule> {
         arrange::rule,
         pad::rule,
         gather::rule,
+        conv::rule,
+        matmul::rule,
+        norm::rule,
+        resize::rule,
+        softmax::rule,
     ];
     families.iter().find_map(|family| family(op))
 }

@@ -102,6 +102,14 @@ impl ReferenceConfig {
         })
     }
 
+    /// The same configuration with every default written out, for printing.
+    pub fn resolved(&self) -> Self {
+        Self {
+            every: Some(self.every()),
+            ..self.clone()
+        }
+    }
+
     /// Checks every value and combination; errors name the key.
     pub fn check(&self) -> Result<()> {
         require(
@@ -216,6 +224,8 @@ mod tests {
         assert_eq!(period("update: ema"), 1);
         assert_eq!(period("update: copy"), 32);
         assert_eq!(period("{update: copy, every: 16}"), 16);
+        let copy: ReferenceConfig = serde_yaml::from_str("update: copy").unwrap();
+        assert_eq!(copy.resolved().every, Some(32));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::CHUNK;
 use crate::params::{Layout, ParamSet};
 use crate::{Error, Result};
 
-/// Partial sums per chunk that the compiler may compute side by side.
+/// Partial sums that the compiler computes side by side.
 const LANES: usize = 8;
 
 /// One term of a gradient: a tensor per parameter, in the layout's order, and a common factor.
@@ -93,21 +93,27 @@ impl GradientNorms {
     }
 }
 
-/// Sums of squares of one parameter's gradient: objective, anchor, total.
+/// Inner products of one parameter's gradient terms.
 #[derive(Debug, Clone, Copy, Default)]
-struct Squares {
+struct Products {
     objective: f64,
     anchor: f64,
-    total: f64,
+    mixed: f64,
 }
 
-impl Squares {
+impl Products {
     fn plus(self, other: Self) -> Self {
         Self {
             objective: self.objective + other.objective,
             anchor: self.anchor + other.anchor,
-            total: self.total + other.total,
+            mixed: self.mixed + other.mixed,
         }
+    }
+
+    /// Squared norm of the sum of the terms. Rounding must not make it negative, and NaN must stay NaN.
+    fn total(self) -> f64 {
+        let total = self.objective + self.anchor + 2.0 * self.mixed;
+        if total < 0.0 { 0.0 } else { total }
     }
 }
 
@@ -124,63 +130,61 @@ impl<'a> Gradient<'a> {
     /// and whether every value is finite (a sum of squares is finite exactly if all values are).
     pub fn norms(&self) -> GradientNorms {
         let parameters = self.objective.tensors.len();
-        let per_parameter: Vec<Squares> = (0..parameters)
+        let per_parameter: Vec<Products> = (0..parameters)
             .into_par_iter()
-            .map(|index| self.squares(index))
+            .map(|index| self.products(index))
             .collect();
         let sum = per_parameter
             .iter()
             .copied()
-            .fold(Squares::default(), Squares::plus);
+            .fold(Products::default(), Products::plus);
         GradientNorms {
-            total: sum.total.sqrt(),
+            total: sum.total().sqrt(),
             objective: sum.objective.sqrt(),
             anchor: self.anchor.as_ref().map(|_| sum.anchor.sqrt()),
             non_finite: per_parameter
                 .iter()
-                .position(|squares| !squares.total.is_finite()),
+                .position(|products| !products.total().is_finite()),
         }
     }
 
-    fn squares(&self, index: usize) -> Squares {
-        let objective = self.objective.tensors[index].par_chunks(CHUNK);
+    fn products(&self, index: usize) -> Products {
         let f = f64::from(self.objective.factor);
-        let chunks: Vec<Squares> = match &self.anchor {
+        let objective = self.objective.tensors[index].par_chunks(CHUNK);
+        // Collected before they are added, so that the order of the sum is that of the chunks.
+        let chunks: Vec<Products> = match &self.anchor {
             None => objective
-                .map(|g| {
-                    let squares = f * f * sum_of_squares(g.iter().map(|&g| f64::from(g)));
-                    Squares {
-                        objective: squares,
-                        anchor: 0.0,
-                        total: squares,
-                    }
+                .map(|g| Products {
+                    objective: f * f * dot(g, g),
+                    ..Products::default()
                 })
                 .collect(),
             Some(anchor) => {
                 let a = f64::from(anchor.factor);
-                let pairs = objective.zip(anchor.tensors[index].par_chunks(CHUNK));
-                let squares = |(g, h): (&[f32], &[f32])| Squares {
-                    objective: f * f * sum_of_squares(g.iter().map(|&g| f64::from(g))),
-                    anchor: a * a * sum_of_squares(h.iter().map(|&h| f64::from(h))),
-                    total: sum_of_squares(
-                        g.iter()
-                            .zip(h)
-                            .map(|(&g, &h)| f * f64::from(g) + a * f64::from(h)),
-                    ),
+                let chunks = objective.zip(anchor.tensors[index].par_chunks(CHUNK));
+                let products = |(g, h): (&[f32], &[f32])| Products {
+                    objective: f * f * dot(g, g),
+                    anchor: a * a * dot(h, h),
+                    mixed: f * a * dot(g, h),
                 };
-                pairs.map(squares).collect()
+                chunks.map(products).collect()
             }
         };
-        chunks.into_iter().fold(Squares::default(), Squares::plus)
+        chunks.into_iter().fold(Products::default(), Products::plus)
     }
 }
 
-/// Σ x², in [`LANES`] interleaved partial sums.
-fn sum_of_squares(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+/// Σ x·y in f64, in [`LANES`] interleaved partial sums.
+fn dot(x: &[f32], y: &[f32]) -> f64 {
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
     let mut lanes = [0.0; LANES];
-    for (index, value) in values.enumerate() {
-        lanes[index % LANES] += value * value;
-    }
+    let mut add = |x: &[f32], y: &[f32]| {
+        for ((lane, x), y) in lanes.iter_mut().zip(x).zip(y) {
+            *lane += f64::from(*x) * f64::from(*y);
+        }
+    };
+    x.iter().zip(y).for_each(|(x, y)| add(x, y));
+    add(x_rest, y_rest);
     lanes.iter().sum()
 }
 

@@ -8,7 +8,7 @@ use half::f16;
 use ndarray::{arr1, arr2};
 use ortdpo::Error;
 use ortdpo::runtime::{
-    Binding, ExecutionProvider, OptLevel, Session, SessionOptions, SharedWeights, WeightSource,
+    Binding, ExecutionProvider, OptLevel, PackedWeights, Session, SessionOptions, SharedWeights, WeightSource,
 };
 use ortdpo::tensor::{DType, Tensor};
 
@@ -228,24 +228,62 @@ fn source(name: &str, dims: &[usize], file: &Path) -> WeightSource {
 }
 
 #[test]
-fn shared_weights_take_the_place_of_those_in_the_file() {
+fn shared_weights_are_read_from_their_own_mapping() {
     let model = std::fs::read(fixture("affine.onnx")).unwrap();
-    let mut weights = SharedWeights::default();
-    weights
-        .insert("weight", Tensor::f32(&[3, 2], vec![0.; 6]))
-        .unwrap();
-    let folder = common::fixtures().join("runtime");
-    let options = SessionOptions {
-        optimization: OptLevel::None,
-        ..Default::default()
-    };
-    let mut session = Session::with_weights(&model, Some(&folder), &weights, &options).unwrap();
-    let x = arr2(&[[1f32, 2., 3.]]);
-    assert_eq!(
-        session.run(&[("x", &x)]).unwrap().take("y").unwrap(),
-        Tensor::f32(&[1, 2], vec![10., 20.])
-    );
+    let folder = tempfile::tempdir().unwrap();
+    // Not the values of affine.data, so that the result tells where they came from.
+    let zeros = folder.path().join("zeros");
+    std::fs::write(&zeros, [0; 24]).unwrap();
+    let weights = SharedWeights::map([source("weight", &[3, 2], &zeros)]).unwrap();
+    assert_eq!(weights.names().collect::<Vec<_>>(), ["weight"]);
     assert_eq!(weights.subset(|name| name != "weight").names().count(), 0);
+    let beside = common::fixtures().join("runtime");
+    let x = arr2(&[[1f32, 2., 3.]]);
+    for packed in [None, Some(PackedWeights::new().unwrap())] {
+        let options = SessionOptions {
+            optimization: OptLevel::None,
+            packed,
+            ..Default::default()
+        };
+        let mut session = Session::with_weights(&model, Some(&beside), &weights, &options).unwrap();
+        let y = session.run(&[("x", &x)]).unwrap().take("y").unwrap();
+        assert_eq!(y, Tensor::f32(&[1, 2], vec![10., 20.]));
+    }
+}
+
+#[test]
+fn a_weight_that_is_not_aligned_in_its_file_is_read_all_the_same() {
+    let model = std::fs::read(fixture("affine.onnx")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("shifted");
+    let whole = [vec![0xff], std::fs::read(fixture("affine.data")).unwrap()].concat();
+    std::fs::write(&file, whole).unwrap();
+    let shifted = WeightSource {
+        offset: 1,
+        ..source("weight", &[3, 2], &file)
+    };
+    let weights = SharedWeights::map([shifted]).unwrap();
+    let beside = common::fixtures().join("runtime");
+    let mut session =
+        Session::with_weights(&model, Some(&beside), &weights, &SessionOptions::default()).unwrap();
+    let y = session
+        .run(&[("x", &arr2(&[[1f32, 2., 3.]]))])
+        .unwrap()
+        .take("y")
+        .unwrap();
+    assert_eq!(y, Tensor::f32(&[1, 2], affine_of([1., 2., 3.]).to_vec()));
+}
+
+#[test]
+fn sessions_and_bindings_can_move_to_another_thread() {
+    let mut session = affine();
+    let mut binding = Binding::new(&session).unwrap();
+    let y = std::thread::spawn(move || {
+        let x = arr2(&[[0f32, 0., 0.]]);
+        binding.run(&mut session, &[("x", (&x).into())]).unwrap();
+        binding.output("y").unwrap().to_tensor()
+    });
+    assert_eq!(y.join().unwrap(), Tensor::f32(&[1, 2], vec![10., 20.]));
 }
 
 #[test]

@@ -107,10 +107,9 @@ impl Session {
         Self::with_weights(model, folder, &SharedWeights::default(), options)
     }
 
-    /// Loads a serialized model whose initializers named in `weights` are read from there, in place: sessions
-    /// over the same weights hold them in memory once. The model declares these initializers with external
-    /// data in files in `folder`, which have to be there but are read only to fold constants. Weights that the
-    /// model does not declare are ignored.
+    /// Loads a serialized model whose initializers named in `weights` are read from there, in place: sessions on
+    /// the CPU over the same weights hold them in memory once. The model declares each of them with external
+    /// data, in the file in `folder` that `weights` maps; that file is opened only to fold constants.
     ///
     /// # Errors
     /// As [`Session::from_file`].

@@ -57,8 +57,9 @@ pub struct WeightSource {
 #[derive(Debug, Clone, Default)]
 pub struct SharedWeights {
     values: IndexMap<String, Arc<DynValue>>,
-    // Dropped after `values`, which point into them.
+    // Dropped after `values`, which point into these.
     files: Vec<Arc<Mmap>>,
+    copies: Vec<Arc<[u64]>>,
 }
 
 /// Second copies of weights in the layout of the matrix kernels, shared by sessions over the same
@@ -84,39 +85,39 @@ impl PackedWeights {
 }
 
 impl SharedWeights {
-    /// Maps every file that `sources` name, once each.
+    /// Maps every file that `sources` name, once each. Weights that are not aligned for their type are copied.
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be opened; [`Error::BadInput`] when it ends before a weight does, naming
     /// both.
     pub fn map(sources: impl IntoIterator<Item = WeightSource>) -> Result<Self> {
         init(&RuntimeOptions::default())?;
-        let mut opened: HashMap<PathBuf, Arc<Mmap>> = HashMap::new();
+        let mut files: HashMap<PathBuf, Arc<Mmap>> = HashMap::new();
         let mut weights = Self::default();
         for source in sources {
-            let file = match opened.get(&source.file) {
-                Some(file) => file.clone(),
-                None => {
-                    let file = Arc::new(map_file(&source.file)?);
-                    opened.insert(source.file.clone(), file.clone());
-                    file
-                }
-            };
-            let bytes = slice_of(&source, &file)?;
-            let value = value_over(bytes, &source).map_err(|e| failure(&source.name, e))?;
+            if !files.contains_key(&source.file) {
+                files.insert(source.file.clone(), Arc::new(map_file(&source.file)?));
+            }
+            let mut bytes = slice_of(&source, &files[&source.file])?;
+            let copy;
+            if bytes.as_ptr().align_offset(source.dtype.size().max(1)) != 0 {
+                copy = aligned(bytes);
+                bytes = &bytemuck::cast_slice(&copy)[..bytes.len()];
+                weights.copies.push(copy.clone());
+            }
+            // SAFETY: `weights` holds the file or the copy as long as the value, and sessions hold a clone of it.
+            let value = unsafe { value_over(bytes, &source) }.map_err(|e| failure(&source.name, e))?;
             weights.values.insert(source.name, Arc::new(value));
         }
-        weights.files = opened.into_values().collect();
+        weights.files = files.into_values().collect();
         Ok(weights)
     }
 
     /// The weights of these names only, sharing the memory: a session takes no more than its graph declares.
     pub fn subset(&self, mut wanted: impl FnMut(&str) -> bool) -> Self {
-        let values = self.values.iter().filter(|(name, _)| wanted(name));
-        Self {
-            values: values.map(|(n, v)| (n.clone(), v.clone())).collect(),
-            files: self.files.clone(),
-        }
+        let mut subset = self.clone();
+        subset.values.retain(|name, _| wanted(name));
+        subset
     }
 
     /// Names in the order they were added.
@@ -169,22 +170,23 @@ fn slice_of<'a>(source: &WeightSource, file: &'a Mmap) -> Result<&'a [u8]> {
         })
 }
 
-/// Wraps bytes that outlive the value; a copy is made only where they are not aligned for their type.
-fn value_over(bytes: &[u8], source: &WeightSource) -> ort::Result<DynValue> {
+/// A copy at an address that suits every element type.
+fn aligned(bytes: &[u8]) -> Arc<[u64]> {
+    let mut words = vec![0; bytes.len().div_ceil(size_of::<u64>())];
+    bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+    words.into()
+}
+
+/// Wraps bytes without copying them.
+///
+/// # Safety
+/// `bytes` must outlive the value and every session it is given to, and be aligned for the source's type.
+unsafe fn value_over(bytes: &[u8], source: &WeightSource) -> ort::Result<DynValue> {
     let shape: Vec<i64> = source.dims.iter().map(|d| *d as i64).collect();
-    let ty = element_type(source.dtype);
-    if bytes.as_ptr().align_offset(source.dtype.size().max(1)) != 0 {
-        let mut tensor = ort::value::DynTensor::new(&Allocator::default(), ty, shape)?;
-        let target = tensor.data_ptr_mut().cast::<u8>();
-        // SAFETY: the tensor was just allocated with as many bytes as its shape and type need: `bytes.len()`.
-        unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-        return Ok(tensor.into_dyn());
-    }
     let memory = MemoryInfo::default();
     let mut raw = std::ptr::null_mut();
-    // SAFETY: `bytes` is a part of a mapping that `SharedWeights` holds longer than its values and sessions hold
-    // a clone of; ONNX Runtime does not write to initializers. On success `raw` is a fresh value, handed to
-    // `from_ptr`, which releases it once.
+    // SAFETY: the caller keeps `bytes`; ONNX Runtime does not write to initializers, so that it may be given
+    // memory that is read-only. On success `raw` is a fresh value, handed to `from_ptr`, which releases it once.
     unsafe {
         let status = (ort::api().CreateTensorWithDataAsOrtValue)(
             memory.ptr(),
@@ -192,7 +194,7 @@ fn value_over(bytes: &[u8], source: &WeightSource) -> ort::Result<DynValue> {
             bytes.len(),
             shape.as_ptr(),
             shape.len(),
-            ty.into(),
+            element_type(source.dtype).into(),
             &mut raw,
         );
         ort::Error::result_from_status(status)?;

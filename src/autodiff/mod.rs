@@ -4,6 +4,7 @@
 //! asks the operator's rule (`rules/`) for the gradients of the inputs that matter, and adds up what reaches each value.
 //! Nothing else is differentiated, and the builder makes equal nodes once, so no work is done twice.
 
+mod derive;
 mod options;
 mod rules;
 
@@ -11,6 +12,7 @@ use crate::onnx::{Graph, Node, ValueId, View};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
+pub use derive::{Derived, Wrt, cotangent_name, derive, gradient_name};
 pub use options::{ConvInputGradient, DeriveOptions};
 pub use rules::{differentiable_operands, is_differentiable};
 

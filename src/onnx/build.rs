@@ -112,6 +112,31 @@ impl Graph {
         Ok(self.op_n(op, &inputs, attrs, 1)?[0])
     }
 
+    /// `value` under `name`, as an output needs it: renamed, or copied by an `Identity` where it has to keep its own name
+    /// because it is an input, a constant or an output already.
+    pub fn as_output(&mut self, value: ValueId, name: &str) -> Result<ValueId> {
+        if self.name(value) == name {
+            return Ok(value);
+        }
+        let keeps_name = self.inputs.contains(&value)
+            || self.constants.contains_key(&value)
+            || self.outputs.contains(&value);
+        if !keeps_name {
+            self.set_name(value, name);
+            return Ok(value);
+        }
+        let node = Node {
+            op: "Identity".into(),
+            domain: String::new(),
+            name: String::new(),
+            inputs: vec![Some(value)],
+            outputs: Vec::new(),
+            attrs: Attrs::new(),
+            metadata: Vec::new(),
+        };
+        Ok(self.add_node(node, &[Some(name)])?[0].expect("one output was asked for"))
+    }
+
     /// A constant list of integers (axes, shapes, indices): i64, one dimension.
     pub fn ints(&mut self, values: &[i64]) -> ValueId {
         let key = (

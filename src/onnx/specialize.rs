@@ -74,7 +74,7 @@ pub fn specialize(model: &Model, options: &Options) -> Result<Graph> {
     walk.nodes(&proto.node)?;
     for info in &proto.output {
         let id = walk.value(&info.name, "the list of graph outputs")?;
-        let id = walk.output(id, &info.name)?;
+        let id = walk.graph.as_output(id, &info.name)?;
         walk.graph.outputs.push(id);
     }
     let mut graph = walk.graph;
@@ -402,30 +402,6 @@ impl<'m> Walk<'m> {
             }
             _ => Ok(None),
         }
-    }
-
-    /// An output must have its own name, also when it is an alias of an input, a constant or another output.
-    fn output(&mut self, id: ValueId, name: &str) -> Result<ValueId> {
-        if self.graph.name(id) == name {
-            return Ok(id);
-        }
-        let taken = self.graph.inputs.contains(&id)
-            || self.graph.constants.contains_key(&id)
-            || self.graph.outputs.contains(&id);
-        if !taken {
-            self.graph.set_name(id, name);
-            return Ok(id);
-        }
-        let node = Node {
-            op: "Identity".into(),
-            domain: String::new(),
-            name: String::new(),
-            inputs: vec![Some(id)],
-            outputs: Vec::new(),
-            attrs: Attrs::new(),
-            metadata: Vec::new(),
-        };
-        Ok(self.graph.add_node(node, &[Some(name)])?[0].expect("one output was asked for"))
     }
 
     fn constant(&mut self, proto: &NodeProto, attrs: &Attrs, place: &str) -> Result<()> {

@@ -6,83 +6,46 @@ use crate::onnx::graph::TensorType;
 use crate::onnx::view::{View, broadcast};
 use crate::tensor::DType;
 
+/// Operators with one output, of the type of their first input.
+#[rustfmt::skip]
+const SAME_TYPE: &[&str] = &[
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BatchNormalization", "BitwiseNot", "Ceil", "Celu", "Clip",
+    "Cos", "Cosh", "CumSum", "Elu", "Erf", "Exp", "Floor", "Gelu", "GroupNormalization", "HardSigmoid", "HardSwish",
+    "Hardmax", "Identity", "InstanceNormalization", "LeakyRelu", "Log", "LogSoftmax", "LpNormalization", "Mish", "Neg",
+    "Not", "PRelu", "RMSNormalization", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Sinh",
+    "Softmax", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Trilu",
+];
+
+/// Operators on operands that broadcast, with an output of the element type of the first.
+#[rustfmt::skip]
+const BROADCASTING: &[&str] = &[
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Max", "Mean", "Min", "Mod", "Mul", "Or",
+    "Pow", "Sub", "Sum", "Xor",
+];
+
 pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>> {
-    Ok(Some(
-        match v.node.op.as_str() {
-            "Identity"
-            | "Neg"
-            | "Abs"
-            | "Sqrt"
-            | "Exp"
-            | "Log"
-            | "Reciprocal"
-            | "Erf"
-            | "Sin"
-            | "Cos"
-            | "Tan"
-            | "Sinh"
-            | "Cosh"
-            | "Asin"
-            | "Acos"
-            | "Atan"
-            | "Sigmoid"
-            | "Tanh"
-            | "Relu"
-            | "LeakyRelu"
-            | "Elu"
-            | "Selu"
-            | "Celu"
-            | "HardSigmoid"
-            | "HardSwish"
-            | "Softplus"
-            | "Softsign"
-            | "Gelu"
-            | "Mish"
-            | "Swish"
-            | "Clip"
-            | "Softmax"
-            | "LogSoftmax"
-            | "Floor"
-            | "Ceil"
-            | "Round"
-            | "Sign"
-            | "Not"
-            | "CumSum"
-            | "Trilu"
-            | "BitwiseNot"
-            | "Hardmax"
-            | "ThresholdedRelu"
-            | "PRelu"
-            | "LpNormalization"
-            | "InstanceNormalization"
-            | "GroupNormalization"
-            | "RMSNormalization" => vec![v.ty(0)?.clone()],
-            "BatchNormalization" => vec![v.ty(0)?.clone()],
-            "LayerNormalization" => layer_norm(v)?,
-            "Dropout" => vec![v.ty(0)?.clone(), TensorType::new(DType::Bool, v.shape(0)?)],
-            "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Mod" | "Min" | "Max" | "Sum" | "Mean" | "And" | "Or"
-            | "Xor" | "BitShift" | "BitwiseAnd" | "BitwiseOr" | "BitwiseXor" => {
-                vec![joined(v, 0, v.dtype(0)?)?]
-            }
-            "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" => {
-                vec![joined(v, 0, DType::Bool)?]
-            }
-            "IsNaN" | "IsInf" => vec![TensorType::new(DType::Bool, v.shape(0)?)],
-            "Where" => vec![joined(v, 0, v.dtype(1)?)?],
-            "Cast" => {
-                let to = i32::try_from(v.int("to", 1)).unwrap_or(0);
-                vec![TensorType::new(
-                    dtype_from_onnx(to, &v.node.place(v.graph))?,
-                    v.shape(0)?,
-                )]
-            }
-            "CastLike" => vec![TensorType::new(v.dtype(1)?, v.shape(0)?)],
-            _ => return Ok(None),
+    let op = v.node.op.as_str();
+    if SAME_TYPE.contains(&op) {
+        return Ok(Some(vec![v.ty(0)?.clone()]));
+    }
+    let types = match op {
+        "LayerNormalization" => layer_norm(v)?,
+        "Dropout" => vec![v.ty(0)?.clone(), TensorType::new(DType::Bool, v.shape(0)?)],
+        _ if BROADCASTING.contains(&op) => vec![joined(v, 0, v.dtype(0)?)?],
+        "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" => {
+            vec![joined(v, 0, DType::Bool)?]
         }
-        .into_iter()
-        .take(outputs.max(1))
-        .collect(),
-    ))
+        "IsNaN" | "IsInf" => vec![TensorType::new(DType::Bool, v.shape(0)?)],
+        "Where" => vec![joined(v, 0, v.dtype(1)?)?],
+        "Cast" => {
+            let to = i32::try_from(v.int("to", 1)).unwrap_or(0);
+            let dtype = dtype_from_onnx(to, &v.node.place(v.graph))?;
+            vec![TensorType::new(dtype, v.shape(0)?)]
+        }
+        "CastLike" => vec![TensorType::new(v.dtype(1)?, v.shape(0)?)],
+        _ => return Ok(None),
+    };
+    Ok(Some(types.into_iter().take(outputs.max(1)).collect()))
 }
 
 /// All inputs from `first` broadcast together.

@@ -3,6 +3,7 @@
 pub mod doctor;
 pub mod fault;
 pub mod output;
+pub mod train;
 
 use std::path::PathBuf;
 
@@ -42,6 +43,7 @@ pub struct Global {
 #[derive(Subcommand)]
 enum Command {
     Doctor(doctor::Doctor),
+    Train(train::Train),
 }
 
 impl Cli {
@@ -55,6 +57,7 @@ impl Cli {
         }
         match self.command {
             Command::Doctor(command) => command.run(),
+            Command::Train(command) => command.run(),
         }
     }
 }

@@ -1,10 +1,229 @@
-//! The YAML file of a run: one struct per section, with defaults, documentation and checks.
+//! The configuration of a run: YAML file, presets and command line become one checked [`TrainPlan`].
+//!
+//! ```text
+//! defaults ◄ preset ◄ FILE ◄ --set  ──layers──► one value ──schema──► Config ──check──► TrainPlan
+//! ```
+//!
+//! One file per section holds its keys, their defaults, their documentation (which editors show) and the checks
+//! of their values; checks across sections are here. Nothing behind a [`TrainPlan`] validates again.
 
+pub mod adapter;
+pub mod data;
+pub mod guard;
+mod identity;
+mod layers;
+mod locate;
+pub mod objective;
 pub mod optimizer;
+mod preset;
 pub mod reference;
+pub mod runtime;
+mod schema;
+#[cfg(test)]
+mod tests;
 pub mod timestep;
+pub mod train;
 
+use std::ops::Deref;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_yaml::Value;
+
+pub use identity::{ConfigIdentity, Difference};
+pub use preset::Preset;
+pub use schema::for_editors as json_schema;
+
+use self::layers::Layers;
 use crate::{Error, Result};
+
+/// Everything a training run is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Pipeline folder, as `optimum-cli export onnx` writes it. Relative paths start at the working directory.
+    pub model: PathBuf,
+    /// Fills what is not set explicitly, below everything else in the file wherever it stands.
+    #[serde(default)]
+    pub preset: Option<Preset>,
+    /// Preference pairs.
+    pub data: data::DataConfig,
+    /// Length of the run, size of a step, and how often to evaluate and save.
+    #[serde(default)]
+    pub train: train::TrainConfig,
+    /// Which weights are trained.
+    #[serde(default)]
+    pub adapter: adapter::AdapterConfig,
+    /// What is optimised.
+    #[serde(default)]
+    pub objective: objective::ObjectiveConfig,
+    /// How the reference model moves, and what holds it.
+    #[serde(default)]
+    pub reference: reference::ReferenceConfig,
+    /// Where timesteps are sampled and how they are weighed.
+    #[serde(default)]
+    pub timestep: timestep::TimestepConfig,
+    /// How gradients become steps.
+    #[serde(default)]
+    pub optimizer: optimizer::OptimizerConfig,
+    /// When a run counts as diverged, and what to do then.
+    #[serde(default)]
+    pub guard: guard::GuardConfig,
+    /// What computes.
+    #[serde(default)]
+    pub runtime: runtime::RuntimeConfig,
+    /// Start of every stream of random numbers.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// Where a configuration comes from.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// The configuration file.
+    pub file: Option<PathBuf>,
+    /// A preset that replaces the file's.
+    pub preset: Option<String>,
+    /// Assignments `path.to.key=value`, values in YAML; they win over the file.
+    pub set: Vec<String>,
+}
+
+/// A configuration that is complete and checked: the only way to get one is [`TrainPlan::resolve`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainPlan(Config);
+
+impl Deref for TrainPlan {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.0
+    }
+}
+
+impl TrainPlan {
+    /// Reads, merges and checks a configuration.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the file and line or the option that set it.
+    pub fn resolve(sources: &Sources) -> Result<Self> {
+        let layers = Layers::read(sources)?;
+        Self::from_value(&layers.merged()).map_err(|error| layers.locate(error))
+    }
+
+    fn from_value(value: &Value) -> Result<Self> {
+        schema::check(value)?;
+        let mut config: Config = serde_path_to_error::deserialize(value).map_err(|error| {
+            let remedy = "Compare with the files in examples/.";
+            Error::bad(error.path().to_string(), error.inner().to_string(), remedy)
+        })?;
+        config.fill();
+        config.check()?;
+        Ok(Self(config))
+    }
+
+    /// The whole configuration as YAML; reading it gives the same plan.
+    pub fn to_yaml(&self) -> String {
+        serde_yaml::to_string(&self.0).expect("a configuration is plain data with text keys")
+    }
+
+    /// What determines the trained weights, for comparing runs.
+    pub fn identity(&self) -> ConfigIdentity {
+        ConfigIdentity::of(&self.0)
+    }
+}
+
+impl Config {
+    /// The values of all keys that have defaults.
+    fn defaults() -> Value {
+        fn section<T: Default + Serialize>() -> Value {
+            serde_yaml::to_value(T::default()).expect("sections are plain data")
+        }
+        let sections = [
+            ("train", section::<train::TrainConfig>()),
+            ("adapter", section::<adapter::AdapterConfig>()),
+            ("objective", section::<objective::ObjectiveConfig>()),
+            ("reference", section::<reference::ReferenceConfig>()),
+            ("timestep", section::<timestep::TimestepConfig>()),
+            ("optimizer", section::<optimizer::OptimizerConfig>()),
+            ("guard", section::<guard::GuardConfig>()),
+            ("runtime", section::<runtime::RuntimeConfig>()),
+            ("seed", 0.into()),
+        ];
+        sections
+            .into_iter()
+            .map(|(key, value)| (key.into(), value))
+            .collect::<serde_yaml::Mapping>()
+            .into()
+    }
+
+    /// Writes down defaults that depend on other keys, so that the printed configuration says all.
+    fn fill(&mut self) {
+        self.reference.every = Some(self.reference.every());
+        if let adapter::AdapterConfig::Lora(lora) = &mut self.adapter {
+            lora.alpha = Some(lora.alpha());
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        self.data.check()?;
+        self.train.check()?;
+        self.adapter.check()?;
+        self.objective.check()?;
+        self.reference.check()?;
+        self.timestep.check()?;
+        self.optimizer.check()?;
+        self.guard.check()?;
+        self.runtime.check()?;
+        self.check_reference_is_used()
+    }
+
+    /// Refuses what acts on a reference or its margins where the objective has none.
+    fn check_reference_is_used(&self) -> Result<()> {
+        use reference::{AnchorConfig, UpdateConfig};
+        use timestep::{RewardScaleConfig, WeightingConfig};
+        if self.objective.has_reference() {
+            return Ok(());
+        }
+        let needs_reference = [
+            (
+                self.reference.update == UpdateConfig::Frozen,
+                "reference.update",
+                "moves a reference",
+                "Use update: frozen.",
+            ),
+            (
+                self.reference.anchor == AnchorConfig::None {},
+                "reference.anchor",
+                "holds a reference",
+                "Use anchor: {kind: none}.",
+            ),
+            (
+                !matches!(self.timestep.weighting, WeightingConfig::Variance(_)),
+                "timestep.weighting",
+                "is variance, which follows the rewards relative to a reference",
+                "Use weighting: {kind: none}, min_snr or table.",
+            ),
+            (
+                self.timestep.reward_scale == RewardScaleConfig::None,
+                "timestep.reward_scale",
+                "scales rewards relative to a reference",
+                "Use reward_scale: none.",
+            ),
+        ];
+        let kind = self.objective.kind();
+        needs_reference
+            .into_iter()
+            .try_for_each(|(unused, place, what, remedy)| {
+                require(
+                    unused,
+                    place,
+                    format!("{what}, but objective {kind} has no reference"),
+                    remedy,
+                )
+            })
+    }
+}
 
 /// An error at the key `place` unless the condition holds.
 fn require(holds: bool, place: &str, what: impl Into<String>, remedy: &str) -> Result<()> {

@@ -13,13 +13,16 @@ use ort::editor::{Graph, Model, Node, ONNX_DOMAIN, Opset};
 use ort::ep::{self, ExecutionProvider as _, ExecutionProviderDispatch};
 use ort::session::builder::SessionBuilder;
 use ort::value::{Outlet, Shape, SymbolicDimensions, Tensor, TensorElementType, ValueType};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::environment::{RuntimeInfo, RuntimeOptions, init};
 use super::failure::one_line;
 use crate::{Error, Result};
 
 /// A way to compute that ONNX Runtime may offer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum ExecutionProvider {
     #[default]

@@ -1,0 +1,212 @@
+//! The layers a configuration is made of, and who set which key.
+//!
+//! ```text
+//! built-in defaults ◄ preset ◄ file ◄ command line          later layers win, key by key
+//! ```
+//!
+//! Where the keys of a section depend on its `kind` (the objective, the anchor, …), a layer that names another
+//! kind starts that section anew: keys of the former kind do not leak into it, and its own defaults hold.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_yaml::{Mapping, Value};
+
+use super::locate::line_of;
+use super::preset::Preset;
+use super::schema::{self, Node};
+use super::{Config, Sources};
+use crate::{Error, Result};
+
+enum Origin {
+    BuiltIn,
+    Preset(Preset),
+    File { path: PathBuf, text: String },
+    CommandLine,
+}
+
+struct Layer {
+    origin: Origin,
+    values: Value,
+}
+
+/// All layers, the weakest first.
+pub struct Layers(Vec<Layer>);
+
+impl Layers {
+    /// Reads the file and the command line, and finds the preset they name.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not YAML, an assignment cannot be understood, or the preset is unknown.
+    pub fn read(sources: &Sources) -> Result<Self> {
+        let mut layers = Self(vec![Layer {
+            origin: Origin::BuiltIn,
+            values: Config::defaults(),
+        }]);
+        if let Some(path) = &sources.file {
+            layers.0.push(file_layer(path.clone())?);
+        }
+        layers.0.push(command_line_layer(sources)?);
+        if let Some(preset) = layers.preset().map_err(|error| layers.locate(error))? {
+            layers.0.insert(
+                1,
+                Layer {
+                    origin: Origin::Preset(preset),
+                    values: preset.values(),
+                },
+            );
+        }
+        Ok(layers)
+    }
+
+    fn preset(&self) -> Result<Option<Preset>> {
+        let named = self.0.iter().rev().find_map(|layer| layer.values.get("preset"));
+        let Some(value) = named else { return Ok(None) };
+        schema::check_key("preset", value)?;
+        Ok(Option::deserialize(value).expect("the schema knows the presets' names"))
+    }
+
+    /// All layers laid over each other.
+    pub fn merged(&self) -> Value {
+        let mut merged = Value::Mapping(Mapping::new());
+        for layer in &self.0 {
+            overlay(&mut merged, layer.values.clone(), Some(Node::root()));
+        }
+        merged
+    }
+
+    /// Names, in an error about a key, the file and line or the option that set the key.
+    pub fn locate(&self, error: Error) -> Error {
+        let Error::BadInput { place, what, remedy } = error else {
+            return error;
+        };
+        let path: Vec<&str> = place
+            .split('.')
+            .map(|key| key.split('[').next().unwrap_or(key))
+            .collect();
+        let depth = |layer: &Layer| known_depth(&layer.values, &path);
+        // The latest of the layers that know most of the path: the one whose value holds.
+        let layer = self.0.iter().max_by_key(|layer| depth(layer));
+        let place = match layer.map(|layer| (&layer.origin, depth(layer))) {
+            Some((Origin::File { path: file, text }, depth)) if depth > 0 => {
+                match line_of(text, &path[..depth]) {
+                    Some(line) => format!("{}:{line}: {place}", file.display()),
+                    None => format!("{}: {place}", file.display()),
+                }
+            }
+            Some((Origin::CommandLine, depth)) if depth > 0 => format!("command line: {place}"),
+            Some((Origin::Preset(preset), depth)) if depth > 0 => {
+                format!("preset {}: {place}", preset.name())
+            }
+            _ => match self.file() {
+                Some(file) => format!("{}: {place}", file.display()),
+                None => place,
+            },
+        };
+        Error::BadInput { place, what, remedy }
+    }
+
+    fn file(&self) -> Option<&PathBuf> {
+        self.0.iter().find_map(|layer| match &layer.origin {
+            Origin::File { path, .. } => Some(path),
+            _ => None,
+        })
+    }
+}
+
+fn file_layer(path: PathBuf) -> Result<Layer> {
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+    let values = match serde_yaml::from_str(&text) {
+        Ok(Value::Null) => Value::Mapping(Mapping::new()),
+        Ok(values @ Value::Mapping(_)) => values,
+        Ok(_) => {
+            let remedy = "Write one `key: value` a line; examples/ holds whole files.";
+            return Err(Error::bad(path.display().to_string(), "holds no keys", remedy));
+        }
+        Err(error) => {
+            let line = error
+                .location()
+                .map_or(String::new(), |place| format!(":{}", place.line()));
+            let place = format!("{}{line}", path.display());
+            return Err(Error::bad(
+                place,
+                format!("is not YAML: {error}"),
+                "Mend the file there.",
+            ));
+        }
+    };
+    Ok(Layer {
+        origin: Origin::File { path, text },
+        values,
+    })
+}
+
+fn command_line_layer(sources: &Sources) -> Result<Layer> {
+    let mut values = Value::Mapping(Mapping::new());
+    if let Some(name) = &sources.preset {
+        values["preset"] = Value::String(name.clone());
+    }
+    for assignment in &sources.set {
+        overlay(&mut values, parse_assignment(assignment)?, None);
+    }
+    Ok(Layer {
+        origin: Origin::CommandLine,
+        values,
+    })
+}
+
+/// `path.to.key=value` as nested mappings; the value is YAML.
+fn parse_assignment(text: &str) -> Result<Value> {
+    let malformed = |what: String| {
+        let remedy = "Write --set path.to.key=value, such as --set optimizer.lr=1e-4.";
+        Error::bad(format!("--set {text}"), what, remedy)
+    };
+    let (path, value) = text
+        .split_once('=')
+        .ok_or_else(|| malformed("holds no =".into()))?;
+    let value =
+        serde_yaml::from_str(value).map_err(|error| malformed(format!("has no YAML value: {error}")))?;
+    path.split('.')
+        .rev()
+        .try_fold(value, |value, key| match key.trim() {
+            "" => Err(malformed("has an empty key".into())),
+            key => Ok(Value::Mapping(Mapping::from_iter([(key.into(), value)]))),
+        })
+}
+
+/// Lays `over` onto `base`. A section that is there but empty, as when all its lines are comments, changes nothing.
+fn overlay(base: &mut Value, over: Value, node: Option<Node<'_>>) {
+    match (base, over) {
+        (Value::Mapping(base), Value::Mapping(over)) => {
+            let is_union = node.is_some_and(Node::is_union);
+            if is_union
+                && over
+                    .get("kind")
+                    .is_some_and(|kind| base.get("kind") != Some(kind))
+            {
+                base.clear();
+            }
+            for (key, value) in over {
+                let below = key.as_str().and_then(|key| node?.property(key));
+                match base.get_mut(&key) {
+                    Some(slot) => overlay(slot, value, below),
+                    None => drop(base.insert(key, value)),
+                }
+            }
+        }
+        (Value::Mapping(_), Value::Null) => {}
+        (base, over) => *base = over,
+    }
+}
+
+/// How many keys of `path` lead somewhere in `values`.
+fn known_depth(values: &Value, path: &[&str]) -> usize {
+    let mut here = values;
+    for (depth, key) in path.iter().enumerate() {
+        match here.get(*key) {
+            Some(below) => here = below,
+            None => return depth,
+        }
+    }
+    path.len()
+}

@@ -1,0 +1,338 @@
+//! What a configuration may hold. The JSON Schema derived from [`Config`] is the one description: editors get it
+//! as a file, and the loader checks values against it, because serde alone cannot say where in a file, and
+//! under which nearest name, a mistake lies.
+
+use std::sync::LazyLock;
+
+use serde_json::Value as Json;
+use serde_yaml::Value as Yaml;
+
+use super::Config;
+use crate::{Error, Result};
+
+static SCHEMA: LazyLock<Json> = LazyLock::new(|| schemars::schema_for!(Config).to_value());
+
+/// The JSON Schema of a configuration file, for editors, as text.
+///
+/// Unlike a resolved configuration, a file may leave out the `kind` of a section that has one by default or from
+/// its preset, and may leave anything to the command line.
+pub fn for_editors() -> String {
+    let mut schema = SCHEMA.clone();
+    schema["title"] = "ortdpo configuration".into();
+    if let Some(root) = schema.as_object_mut() {
+        root.remove("required");
+    }
+    loosen(&mut schema);
+    let mut text = serde_json::to_string_pretty(&schema).expect("a schema has text keys only");
+    text.push('\n');
+    text
+}
+
+/// Makes nothing required; exactly one variant of a union then becomes any.
+fn loosen(schema: &mut Json) {
+    match schema {
+        Json::Object(entries) => {
+            let is_union = entries
+                .get("oneOf")
+                .is_some_and(|variants| variants[0]["properties"].is_object());
+            if is_union && let Some(variants) = entries.remove("oneOf") {
+                entries.insert("anyOf".into(), variants);
+            }
+            if entries.get("required").is_some_and(Json::is_array) {
+                entries.remove("required");
+            }
+            entries.values_mut().for_each(loosen);
+        }
+        Json::Array(items) => items.iter_mut().for_each(loosen),
+        _ => {}
+    }
+}
+
+/// Checks a whole configuration; the error's place is the path of the key.
+///
+/// # Errors
+/// The first unknown key, missing key, wrong type or unknown name.
+pub fn check(config: &Yaml) -> Result<()> {
+    Node::root().check(config, "")
+}
+
+/// Checks the value of one top-level key.
+pub fn check_key(key: &str, value: &Yaml) -> Result<()> {
+    match Node::root().property(key) {
+        Some(node) => node.check(value, key),
+        None => Ok(()),
+    }
+}
+
+/// A place in the schema.
+#[derive(Clone, Copy)]
+pub struct Node<'a>(&'a Json);
+
+impl Node<'static> {
+    /// The whole configuration.
+    pub fn root() -> Self {
+        Self(&SCHEMA)
+    }
+}
+
+impl<'a> Node<'a> {
+    /// The same place with a reference to a definition followed, and without "or null".
+    fn resolved(self) -> Self {
+        if let Some(name) = self.0["$ref"]
+            .as_str()
+            .and_then(|path| path.strip_prefix("#/$defs/"))
+        {
+            return Node(&SCHEMA["$defs"][name]).resolved();
+        }
+        let alternatives = self.0["anyOf"].as_array().map_or(&[][..], Vec::as_slice);
+        match alternatives.iter().find(|node| node["type"] != "null") {
+            Some(node) => Node(node).resolved(),
+            None => self,
+        }
+    }
+
+    fn allows_null(self) -> bool {
+        let alternatives = self.0["anyOf"].as_array().map_or(&[][..], Vec::as_slice);
+        let types = self.0["type"].as_array().map_or(&[][..], Vec::as_slice);
+        alternatives.iter().any(|node| node["type"] == "null") || types.iter().any(|name| name == "null")
+    }
+
+    /// The place below `key`, for plain sections.
+    pub fn property(self, key: &str) -> Option<Self> {
+        self.resolved().0["properties"].get(key).map(Node)
+    }
+
+    /// The variants of a section whose keys depend on its `kind`; none for other places.
+    fn variants(self) -> impl Iterator<Item = (&'a str, Self)> + use<'a> {
+        let variants = self.resolved().0["oneOf"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice);
+        let kind =
+            |variant: &'a Json| Some((variant["properties"]["kind"]["const"].as_str()?, Node(variant)));
+        variants.iter().filter_map(kind)
+    }
+
+    /// Whether the keys here depend on `kind`.
+    pub fn is_union(self) -> bool {
+        self.variants().next().is_some()
+    }
+
+    /// Names of an enumeration; empty for other places.
+    fn names(self) -> Vec<&'a str> {
+        let node = self.resolved().0;
+        let members = node["oneOf"]
+            .as_array()
+            .map_or(std::slice::from_ref(node), Vec::as_slice);
+        let names = members.iter().flat_map(|member| {
+            let several = member["enum"].as_array().map_or(&[][..], Vec::as_slice);
+            member.get("const").into_iter().chain(several)
+        });
+        names.filter_map(Json::as_str).collect()
+    }
+
+    fn keys(self) -> Vec<&'a str> {
+        let properties = self.0["properties"].as_object();
+        properties.map_or_else(Vec::new, |map| map.keys().map(String::as_str).collect())
+    }
+
+    fn check(self, value: &Yaml, path: &str) -> Result<()> {
+        let node = self.resolved();
+        if value.is_null() && self.allows_null() {
+            return Ok(());
+        }
+        if node.is_union() {
+            return node.variant_for(value, path)?.check_mapping(value, path);
+        }
+        let names = node.names();
+        if !names.is_empty() {
+            return check_name(value, &names, path);
+        }
+        let types = &node.0["type"];
+        let is = |name: &str| {
+            types == name
+                || types
+                    .as_array()
+                    .is_some_and(|list| list.iter().any(|t| t == name))
+        };
+        match () {
+            () if is("object") => node.check_mapping(value, path),
+            () if is("array") => node.check_list(value, path),
+            () if is("number") => expect(value.is_number(), value, "a number", path),
+            () if is("integer") => {
+                let negative_allowed = node.0["minimum"] != 0;
+                let fits = value.is_u64() || value.is_i64() && negative_allowed;
+                let kind = if negative_allowed {
+                    "a whole number"
+                } else {
+                    "a whole number, 0 or more"
+                };
+                expect(fits, value, kind, path)
+            }
+            () if is("boolean") => expect(value.is_bool(), value, "true or false", path),
+            () if is("string") => expect(value.is_string(), value, "text", path),
+            () => Ok(()),
+        }
+    }
+
+    fn variant_for(self, value: &Yaml, path: &str) -> Result<Self> {
+        let kinds: Vec<&str> = self.variants().map(|(kind, _)| kind).collect();
+        let kind_path = format!("{path}.kind");
+        expect(value.is_mapping(), value, "a mapping with a kind", path)?;
+        let Some(kind) = value.get("kind") else {
+            let remedy = format!("Give one of {}.", kinds.join(", "));
+            return Err(Error::bad(kind_path, "is not set", remedy));
+        };
+        check_name(kind, &kinds, &kind_path)?;
+        let variant = self.variants().find(|(name, _)| kind == *name);
+        Ok(variant.expect("the name was found among the kinds").1)
+    }
+
+    fn check_mapping(self, value: &Yaml, path: &str) -> Result<()> {
+        let Some(mapping) = value.as_mapping() else {
+            return expect(false, value, "a mapping", path);
+        };
+        for (key, value) in mapping {
+            let Some(key) = key.as_str() else {
+                return Err(Error::bad(
+                    if path.is_empty() {
+                        "the configuration"
+                    } else {
+                        path
+                    },
+                    format!("holds the key {}, which is not text", shown(key)),
+                    "Give a name as key.",
+                ));
+            };
+            match self.0["properties"].get(key) {
+                Some(node) => Node(node).check(value, &join(path, key))?,
+                None => return Err(unknown_key(key, &self.keys(), &join(path, key))),
+            }
+        }
+        let required = self.0["required"].as_array().map_or(&[][..], Vec::as_slice);
+        match required
+            .iter()
+            .filter_map(Json::as_str)
+            .find(|key| value.get(*key).is_none())
+        {
+            None => Ok(()),
+            Some(key) => Err(Error::bad(
+                join(path, key),
+                "is not set and has no default",
+                format!(
+                    "Write it in the configuration file, or give --set {}=VALUE.",
+                    join(path, key)
+                ),
+            )),
+        }
+    }
+
+    fn check_list(self, value: &Yaml, path: &str) -> Result<()> {
+        let Some(list) = value.as_sequence() else {
+            return expect(false, value, "a list", path);
+        };
+        if let Some(length) = self.0["minItems"]
+            .as_u64()
+            .filter(|n| self.0["maxItems"].as_u64() == Some(*n))
+        {
+            let what = format!("a list of {length} entries");
+            expect(list.len() as u64 == length, value, &what, path)?;
+        }
+        let items = Node(&self.0["items"]);
+        list.iter()
+            .enumerate()
+            .try_for_each(|(index, item)| items.check(item, &format!("{path}[{index}]")))
+    }
+}
+
+fn expect(fits: bool, value: &Yaml, kind: &str, path: &str) -> Result<()> {
+    match fits {
+        true => Ok(()),
+        false => Err(Error::bad(
+            path,
+            format!("is {}, which is not {kind}", shown(value)),
+            format!("Give {kind}."),
+        )),
+    }
+}
+
+fn check_name(value: &Yaml, names: &[&str], path: &str) -> Result<()> {
+    if value.as_str().is_some_and(|name| names.contains(&name)) {
+        return Ok(());
+    }
+    let guess = value.as_str().and_then(|name| nearest(name, names));
+    let guess = guess.map_or(String::new(), |name| format!("Did you mean {name}? "));
+    Err(Error::bad(
+        path,
+        format!("is {}, which is not a known name", shown(value)),
+        format!("{guess}Known are {}.", names.join(", ")),
+    ))
+}
+
+fn unknown_key(key: &str, known: &[&str], path: &str) -> Error {
+    let elsewhere = places_of(key);
+    let remedy = match nearest(key, known) {
+        Some(near) => format!("Did you mean {near}? Known here are {}.", known.join(", ")),
+        None if !elsewhere.is_empty() => format!("There is {}.", elsewhere.join(" and ")),
+        None if known.is_empty() => "No keys are known here.".to_owned(),
+        None => format!("Known here are {}.", known.join(", ")),
+    };
+    Error::bad(path, "is not a known key", remedy)
+}
+
+/// Paths of all keys of this name, whatever their section.
+fn places_of(key: &str) -> Vec<String> {
+    let mut places = Vec::new();
+    collect_places(Node::root(), "", key, &mut places);
+    places
+}
+
+fn collect_places(node: Node<'_>, path: &str, key: &str, out: &mut Vec<String>) {
+    for name in node.keys() {
+        let below = join(path, name);
+        if name == key {
+            out.push(below.clone());
+        }
+        let Some(child) = node.property(name).map(Node::resolved) else {
+            continue;
+        };
+        for (kind, _) in child
+            .variants()
+            .filter(|(_, variant)| variant.keys().contains(&key))
+        {
+            out.push(format!("{below}.{key} with kind {kind}"));
+        }
+        collect_places(child, &below, key, out);
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    match path {
+        "" => key.to_owned(),
+        _ => format!("{path}.{key}"),
+    }
+}
+
+/// The known name that `name` was most likely meant to be.
+fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let lower = name.to_lowercase();
+    let distance = |candidate: &str| strsim::damerau_levenshtein(&lower, candidate);
+    let near = known
+        .iter()
+        .copied()
+        .min_by_key(|candidate| distance(candidate))?;
+    (distance(near) <= 1 + near.len().max(name.len()) / 4).then_some(near)
+}
+
+/// A value as the user may have written it, shortened.
+fn shown(value: &Yaml) -> String {
+    let text = match value {
+        Yaml::Null => "null".to_owned(),
+        Yaml::Mapping(_) => "a mapping".to_owned(),
+        Yaml::String(text) => format!("\"{text}\""),
+        other => serde_json::to_string(other).unwrap_or_else(|_| "a value".to_owned()),
+    };
+    match text.char_indices().nth(60) {
+        None => text,
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
+}

@@ -1,0 +1,90 @@
+//! `ortdpo train` and its configuration: what is printed, and what bad files are told.
+
+mod common;
+
+use std::process::Output;
+
+use common::{ortdpo, stderr, stdout};
+
+/// `ortdpo train` in a folder that holds `run.yaml` with these lines after the ones that every run needs.
+fn train(rest: &str, arguments: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let needed = "model: m\ndata: {path: p, resolution: 64}\n";
+    std::fs::write(folder.path().join("run.yaml"), format!("{needed}{rest}")).unwrap();
+    let mut command = ortdpo(folder.path());
+    command.arg("train").args(arguments).output().unwrap()
+}
+
+#[test]
+fn the_printed_configuration_prints_as_itself() {
+    let first = train(
+        "preset: stable-ema\n",
+        &[
+            "--config",
+            "run.yaml",
+            "--set",
+            "optimizer.lr=3e-4",
+            "--print-config",
+        ],
+    );
+    let text = stdout(&first);
+    assert!(first.status.success(), "{}", stderr(&first));
+    assert!(
+        text.contains("lr: 0.0003") && text.contains("kind: variance") && text.contains("kind: kl"),
+        "{text}"
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("printed.yaml"), &text).unwrap();
+    let mut again = ortdpo(folder.path());
+    again.args(["train", "--config", "printed.yaml", "--print-config"]);
+    assert_eq!(stdout(&again.output().unwrap()), text);
+}
+
+#[test]
+fn the_printed_schema_is_the_committed_one() {
+    let committed =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/config.schema.json")).unwrap();
+    assert_eq!(stdout(&train("", &["--print-schema"])), committed);
+}
+
+#[test]
+fn bad_configurations_end_with_code_2_and_one_line() {
+    for (rest, arguments, expected) in [
+        (
+            "objective: {kind: dpo, bta: 1}\n",
+            &[][..],
+            "error: run.yaml:3: objective.bta: is not a known key. Did you mean beta?",
+        ),
+        (
+            "train: {steps: x}\n",
+            &[],
+            "error: run.yaml:3: train.steps: is \"x\", which is not a whole number",
+        ),
+        (
+            "",
+            &["--set", "reference.anchor={kind: kl}"],
+            "error: command line: reference.anchor: is kl while",
+        ),
+        (
+            "",
+            &["--preset", "stable"],
+            "error: command line: preset: is \"stable\", which is not a known name. Did you mean",
+        ),
+    ] {
+        let output = train(
+            rest,
+            &[&["--config", "run.yaml", "--print-config"], arguments].concat(),
+        );
+        let text = stderr(&output);
+        assert_eq!(
+            (output.status.code(), stdout(&output).as_str()),
+            (Some(2), ""),
+            "{text}"
+        );
+        assert!(
+            text.starts_with(expected) && text.trim_end().lines().count() == 1,
+            "{text}"
+        );
+    }
+}

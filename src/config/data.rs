@@ -1,5 +1,4 @@
-//! The `data:` section: where the preference pairs are and how they become training samples. What the keys do is
-//! in [`crate::data`].
+//! The `data:` section. What the keys do is in [`crate::data`].
 
 use std::path::PathBuf;
 
@@ -9,63 +8,148 @@ use serde::{Deserialize, Serialize};
 use super::require;
 use crate::Result;
 
-/// Preference pairs and how they become training samples.
+/// Which preference pairs are trained and evaluated on, and how they are encoded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// Schema of the files.
-    #[serde(default)]
+    /// Format of the data set.
     pub kind: DataKind,
-    /// Folder of the data set's files.
+    /// Folder with the data set, or a single file of it.
     pub path: PathBuf,
-    /// Side of the square images in pixels; the shortest side is resized to it and the rest cropped.
+    /// Split that is trained on: files are named `SPLIT-*.parquet`.
+    pub split: String,
+    /// Split that is evaluated on; `null` takes the first of heldout, validation and test that is there.
+    pub heldout_split: Option<String>,
+    /// Side of the square training images in pixels, a multiple of 8: 512 for SD1.5, 1024 for SDXL.
     pub resolution: u32,
-    /// What happens to pairs without a preferred image.
-    #[serde(default)]
+    /// What becomes of pairs without a winner in training; evaluation always leaves them out.
     pub ties: Ties,
-    /// Probability that a pair is trained with an empty prompt, the same for both images, from 0 to 1.
-    #[serde(default = "default_prompt_dropout")]
+    /// Share of visits at which a pair's caption is replaced by the empty one, for both of its images.
     pub prompt_dropout: f64,
+    /// Train on mirrored images too, both of a pair alike. Doubles the cache.
+    pub flip: bool,
+    /// Squares taken of each image; 1 is the centre. Each is encoded and cached on its own.
+    pub crops: u32,
+    /// Share of damaged rows above which the data set is refused.
+    pub max_skipped_share: f64,
+    /// Folder of the encoding cache; it may be shared by runs and deleted between them.
+    pub cache: PathBuf,
+    /// Compare the checksums of all cached encodings before training.
+    pub verify_cache: bool,
+    /// Images or captions encoded at once.
+    pub encode_batch: usize,
 }
 
-/// Schemas of preference data.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            kind: DataKind::Pickapic,
+            path: PathBuf::new(),
+            split: "train".into(),
+            heldout_split: None,
+            resolution: 512,
+            ties: Ties::Drop,
+            prompt_dropout: 0.2,
+            flip: false,
+            crops: 1,
+            max_skipped_share: 0.05,
+            cache: PathBuf::from(".cache/encodings"),
+            verify_cache: true,
+            encode_batch: 8,
+        }
+    }
+}
+
+/// Format of a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataKind {
-    /// Parquet files with Pick-a-Pic's columns.
-    #[default]
+    /// Parquet files with the columns of Pick-a-Pic v2.
     Pickapic,
 }
 
-/// What happens to pairs without a preferred image.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// What becomes of pairs whose images were found equally good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Ties {
-    /// They are left out and counted.
-    #[default]
+    /// They are left out, as in Diffusion-DPO.
     Drop,
-    /// They stay, with a label of one half.
+    /// They keep full weight with the label 0.5: the loss pulls their margin towards zero.
     Soft,
-}
-
-fn default_prompt_dropout() -> f64 {
-    0.2
+    /// One image, drawn anew at each visit, counts as preferred, with half the weight.
+    Half,
 }
 
 impl DataConfig {
     /// Checks every value; errors name the key.
     pub fn check(&self) -> Result<()> {
         require(
-            self.resolution >= 8,
-            "data.resolution",
-            format!("is {}", self.resolution),
-            "Give at least 8 pixels.",
+            !self.path.as_os_str().is_empty(),
+            "data.path",
+            "is not set",
+            "Give the folder with the preference pairs.",
         )?;
         require(
-            (0.0..=1.0).contains(&self.prompt_dropout),
-            "data.prompt_dropout",
-            format!("is {}", self.prompt_dropout),
-            "Give a probability from 0 to 1.",
-        )
+            self.resolution >= 8 && self.resolution.is_multiple_of(8) && self.resolution <= 4096,
+            "data.resolution",
+            format!("is {}", self.resolution),
+            "Give a multiple of 8 from 8 to 4096, since the VAE shrinks images by 4 or 8.",
+        )?;
+        for (key, share) in [
+            ("data.prompt_dropout", self.prompt_dropout),
+            ("data.max_skipped_share", self.max_skipped_share),
+        ] {
+            let holds = (0.0..=1.0).contains(&share);
+            require(holds, key, format!("is {share}"), "Give a number from 0 to 1.")?;
+        }
+        for (key, count) in [
+            ("data.crops", self.crops as usize),
+            ("data.encode_batch", self.encode_batch),
+        ] {
+            require(count >= 1, key, "is 0", "Give at least 1.")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> DataConfig {
+        serde_yaml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn the_documented_example_reads() {
+        let config = read(
+            "{kind: pickapic, path: models/tiny-sd/pairs, resolution: 64, ties: drop, prompt_dropout: 0.2}",
+        );
+        config.check().unwrap();
+        assert_eq!(config.resolution, 64);
+        assert_eq!(
+            config,
+            DataConfig {
+                path: "models/tiny-sd/pairs".into(),
+                resolution: 64,
+                ..Default::default()
+            }
+        );
+        assert!(serde_yaml::from_str::<DataConfig>("{resolutoin: 64}").is_err());
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        for (text, key) in [
+            ("{}", "data.path"),
+            ("{path: p, resolution: 500}", "data.resolution"),
+            ("{path: p, prompt_dropout: 1.5}", "data.prompt_dropout"),
+            ("{path: p, max_skipped_share: -1}", "data.max_skipped_share"),
+            ("{path: p, crops: 0}", "data.crops"),
+            ("{path: p, encode_batch: 0}", "data.encode_batch"),
+        ] {
+            let error = read(text).check().unwrap_err().to_string();
+            assert!(error.starts_with(key), "{error}");
+        }
     }
 }

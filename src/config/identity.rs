@@ -10,10 +10,15 @@ use super::optimizer::LrScheduleKind;
 /// Keys that do not change the trained weights, except by rounding (`accumulate`, `runtime`) or in a run that
 /// diverges (`guard`). The contents behind the two paths have hashes of their own; what the preset sets stands in
 /// the other sections.
-const WITHOUT_EFFECT: [&str; 12] = [
+const WITHOUT_EFFECT: [&str; 17] = [
     "model",
     "preset",
     "data.path",
+    "data.heldout_split",
+    "data.max_skipped_share",
+    "data.cache",
+    "data.verify_cache",
+    "data.encode_batch",
     "train.eval_every",
     "train.eval_pairs",
     "train.eval_draws",

@@ -47,7 +47,8 @@ pub struct Config {
     /// Fills what is not set explicitly, below everything else in the file wherever it stands.
     #[serde(default)]
     pub preset: Option<Preset>,
-    /// Preference pairs.
+    /// Which preference pairs are trained and evaluated on, and how they are encoded.
+    #[serde(default)]
     pub data: data::DataConfig,
     /// Length of the run, size of a step, and how often to evaluate and save.
     #[serde(default)]
@@ -140,6 +141,7 @@ impl Config {
             serde_yaml::to_value(T::default()).expect("sections are plain data")
         }
         let sections = [
+            ("data", section::<data::DataConfig>()),
             ("train", section::<train::TrainConfig>()),
             ("adapter", section::<adapter::AdapterConfig>()),
             ("objective", section::<objective::ObjectiveConfig>()),

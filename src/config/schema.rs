@@ -312,7 +312,7 @@ fn join(path: &str, key: &str) -> String {
     }
 }
 
-/// The known name that `name` was most likely meant to be.
+/// The known name that `name` was most likely meant to be: one with few letters changed, or one it begins.
 fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let lower = name.to_lowercase();
     let distance = |candidate: &str| strsim::damerau_levenshtein(&lower, candidate);
@@ -320,7 +320,13 @@ fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
         .iter()
         .copied()
         .min_by_key(|candidate| distance(candidate))?;
-    (distance(near) <= 1 + near.len().max(name.len()) / 4).then_some(near)
+    if distance(near) <= 1 + near.len().max(name.len()) / 4 {
+        return Some(near);
+    }
+    known
+        .iter()
+        .copied()
+        .find(|candidate| lower.len() >= 3 && candidate.starts_with(&lower))
 }
 
 /// A value as the user may have written it, shortened.

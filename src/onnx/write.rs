@@ -19,10 +19,11 @@ pub fn to_bytes(graph: &Graph, folder: Option<&Path>) -> Result<Vec<u8>> {
     let name = |v: ValueId| names[v.0 as usize].clone();
     let opt = |v: &Option<ValueId>| v.map(name).unwrap_or_default();
     let info = |v: &ValueId| value_info(name(*v), graph.ty(*v));
+    let mut node_names = HashSet::new();
     let nodes = graph.nodes.iter().map(|n| proto::NodeProto {
         input: n.inputs.iter().map(opt).collect(),
         output: n.outputs.iter().map(opt).collect(),
-        name: n.name.clone(),
+        name: unique_node_name(&n.name, &mut node_names),
         op_type: n.op.clone(),
         domain: n.domain.clone(),
         attribute: n.attrs.to_proto(),
@@ -146,6 +147,17 @@ fn value_info(name: String, ty: &TensorType) -> proto::ValueInfoProto {
         }),
         ..Default::default()
     }
+}
+
+/// The node's own name, numbered where branches of one network repeat it; nodes without a name need none.
+fn unique_node_name(name: &str, taken: &mut HashSet<String>) -> String {
+    let mut unique = name.to_owned();
+    let mut number = 2;
+    while !name.is_empty() && !taken.insert(unique.clone()) {
+        unique = format!("{name}~{number}");
+        number += 1;
+    }
+    unique
 }
 
 /// A name for every value: its own where that is free, a made-up one otherwise. Inputs, outputs and constants come first.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ndarray::{ArrayViewD, IxDyn};
 
 use super::denoiser::{self, Geometry};
+use super::weights::weights_of;
 use crate::Result;
 use crate::diffusion::Timestep;
 use crate::objective::Objective;
@@ -90,6 +91,7 @@ pub struct Engine {
     anchor: Option<Runner>,
     trainables: Trainables,
     layout: Arc<Layout>,
+    model_weights: Option<ParamSet>,
     reference: Reference,
     has_reference: bool,
 }
@@ -198,6 +200,7 @@ impl Engine {
                 .iter()
                 .map(|t| (t.name.clone(), t.shape.clone())),
         )?;
+        let model_weights = weights_of(&graph, &trainables, &layout)?;
         let weights = denoiser::map_weights(&graph)?;
         let shape = StepShape { pairs: options.pairs };
         let step = StepGraph::build(&graph, &trainables, options.objective, shape, options.reference)?;
@@ -221,6 +224,7 @@ impl Engine {
             anchor,
             trainables,
             layout,
+            model_weights,
             reference: options.reference,
             has_reference,
         })
@@ -229,6 +233,11 @@ impl Engine {
     /// What is trained.
     pub fn trainables(&self) -> &Trainables {
         &self.trainables
+    }
+
+    /// In full fine-tuning, the trained weights as they are in the model.
+    pub fn model_weights(&self) -> Option<&ParamSet> {
+        self.model_weights.as_ref()
     }
 
     /// Names and shapes of what is trained.

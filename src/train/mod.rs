@@ -4,3 +4,4 @@ pub mod bench;
 pub mod denoiser;
 pub mod engine;
 pub mod memory;
+mod weights;

@@ -223,12 +223,8 @@ fn named_weight(graph: &Graph, node: &crate::onnx::Node, slot: usize, value: Val
         }
         "Gemm" | "Conv" if slot == 1 => Some(plain(format!("{module}.weight"))),
         "Gemm" | "Conv" if slot == 2 => Some(plain(format!("{module}.bias"))),
-        "LayerNormalization" | "GroupNormalization" | "InstanceNormalization" if slot == 1 => {
-            Some(plain(format!("{module}.weight")))
-        }
-        "LayerNormalization" | "GroupNormalization" | "InstanceNormalization" if slot == 2 => {
-            Some(plain(format!("{module}.bias")))
-        }
+        "LayerNormalization" | "GroupNormalization" if slot == 1 => Some(plain(format!("{module}.weight"))),
+        "LayerNormalization" | "GroupNormalization" if slot == 2 => Some(plain(format!("{module}.bias"))),
         _ => None,
     }
 }

@@ -1,0 +1,79 @@
+//! From latents, noise and timesteps to what the denoiser is fed.
+
+use super::denoiser::Geometry;
+use super::engine::Samples;
+use crate::diffusion::{NoiseSchedule, Timestep};
+
+impl Samples {
+    /// Room for the samples of one run.
+    pub fn with_geometry(geometry: &Geometry) -> Self {
+        Self {
+            noisy: Vec::with_capacity(geometry.samples * geometry.latent_len()),
+            target: Vec::with_capacity(geometry.samples * geometry.latent_len()),
+            timesteps: Vec::with_capacity(geometry.samples),
+            text: Vec::with_capacity(geometry.samples * geometry.text_len()),
+        }
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.timesteps.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.timesteps.is_empty()
+    }
+
+    /// Forgets all samples and keeps the memory.
+    pub fn clear(&mut self) {
+        self.noisy.clear();
+        self.target.clear();
+        self.timesteps.clear();
+        self.text.clear();
+    }
+
+    /// Adds `latent` (C,H,W flat, scaled) noised to timestep `t`, with its training target.
+    pub fn push(
+        &mut self,
+        schedule: &NoiseSchedule,
+        t: Timestep,
+        latent: &[f32],
+        noise: &[f32],
+        text: &[f32],
+    ) {
+        let start = self.noisy.len();
+        let end = start + latent.len();
+        self.noisy.resize(end, 0.0);
+        self.target.resize(end, 0.0);
+        schedule.add_noise(t, latent, noise, &mut self.noisy[start..]);
+        schedule.target(t, latent, noise, &mut self.target[start..]);
+        self.timesteps.push(t);
+        self.text.extend_from_slice(text);
+    }
+
+    /// Repeats the last sample until there are `samples`: sessions run batches of one size.
+    pub fn pad_to(&mut self, samples: usize) {
+        let Some(&t) = self.timesteps.last() else { return };
+        let (latent, text) = (self.noisy.len() / self.len(), self.text.len() / self.len());
+        while self.len() < samples {
+            self.noisy.extend_from_within(self.noisy.len() - latent..);
+            self.target.extend_from_within(self.target.len() - latent..);
+            self.text.extend_from_within(self.text.len() - text..);
+            self.timesteps.push(t);
+        }
+    }
+
+    /// The samples at `positions`, in that order.
+    pub fn select(&self, positions: impl Iterator<Item = usize>) -> Self {
+        let (latent, text) = (self.noisy.len() / self.len(), self.text.len() / self.len());
+        let mut chosen = Self::default();
+        for i in positions {
+            chosen.noisy.extend_from_slice(&self.noisy[i * latent..(i + 1) * latent]);
+            chosen.target.extend_from_slice(&self.target[i * latent..(i + 1) * latent]);
+            chosen.text.extend_from_slice(&self.text[i * text..(i + 1) * text]);
+            chosen.timesteps.push(self.timesteps[i]);
+        }
+        chosen
+    }
+}

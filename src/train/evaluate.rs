@@ -1,0 +1,112 @@
+//! Held-out evaluation: does the policy tell preferred from rejected images better than another model?
+//!
+//! Every held-out pair has the same stratified draws of timestep and noise at every evaluation, so that numbers compare
+//! over the whole run. A pair's margin is the mean over its draws; accuracy counts pairs (ties half).
+
+use serde::Serialize;
+
+use super::engine::{Engine, Samples};
+use super::source::Source;
+use crate::Result;
+use crate::diffusion::NoiseSchedule;
+use crate::draws::evaluation_draws;
+use crate::margin::MarginMeter;
+use crate::params::ParamSet;
+use crate::rng::Streams;
+use crate::timestep::{BinMargins, Bins};
+
+/// Margin and implicit accuracy of the policy.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Accuracy against the initial policy.
+    pub acc_init: f64,
+    /// Mean margin against the initial policy.
+    pub margin_init: f64,
+    /// Accuracy against the reference as it is.
+    pub acc_ref: f64,
+    /// Mean margin against the reference as it is.
+    pub margin_ref: f64,
+}
+
+/// Errors of one model on every draw: pair by pair, draw by draw, preferred before rejected.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Errors(Vec<f32>);
+
+/// Held-out pairs with their draws.
+pub struct HeldOut<'a> {
+    source: &'a dyn Source,
+    schedule: &'a NoiseSchedule,
+    streams: Streams,
+    pairs: usize,
+    draws: usize,
+}
+
+impl<'a> HeldOut<'a> {
+    /// The first `pairs` pairs of `source`, `draws` draws each.
+    pub fn new(
+        source: &'a dyn Source,
+        schedule: &'a NoiseSchedule,
+        streams: Streams,
+        pairs: usize,
+        draws: usize,
+    ) -> Self {
+        Self { source, schedule, streams, pairs: pairs.min(source.len()), draws }
+    }
+
+    /// Number of pairs.
+    pub fn pairs(&self) -> usize {
+        self.pairs
+    }
+
+    /// Errors of `weights` on all draws of the first `pairs` pairs.
+    pub fn errors(
+        &self,
+        engine: &mut Engine,
+        weights: &ParamSet,
+        pairs: usize,
+        mut progress: impl FnMut(usize),
+    ) -> Result<Errors> {
+        let geometry = engine.geometry();
+        let mut batch = Samples::with_geometry(&geometry);
+        let mut found = Vec::with_capacity(2 * pairs * self.draws);
+        let mut noise = vec![0.0; geometry.latent_len()];
+        for index in 0..pairs.min(self.pairs) {
+            let pair = self.source.pair(index, &self.streams)?;
+            for draw in evaluation_draws(&self.streams, pair.id, self.draws, self.schedule.train_timesteps()) {
+                draw.fill_noise(&mut noise);
+                for latent in &pair.latents {
+                    batch.push(self.schedule, draw.timestep, latent, &noise, &pair.text);
+                    if batch.len() == geometry.samples {
+                        found.extend(engine.errors(weights, &batch)?);
+                        batch.clear();
+                    }
+                }
+            }
+            progress(index + 1);
+        }
+        if !batch.is_empty() {
+            let left = batch.len();
+            batch.pad_to(geometry.samples);
+            found.extend(&engine.errors(weights, &batch)?[..left]);
+        }
+        Ok(Errors(found))
+    }
+
+    /// Margins of the policy against another model, both measured on the same pairs; per pair, and per bin of timesteps.
+    pub fn margins(&self, policy: &Errors, other: &Errors, bins: Bins) -> Result<(MarginMeter, BinMargins)> {
+        let (mut whole, mut by_bin) = (MarginMeter::default(), BinMargins::new(bins));
+        let per_pair = 2 * self.draws;
+        for (index, (p, o)) in policy.0.chunks_exact(per_pair).zip(other.0.chunks_exact(per_pair)).enumerate() {
+            let id = self.source.id(index);
+            let draws = evaluation_draws(&self.streams, id, self.draws, self.schedule.train_timesteps());
+            let mut sum = 0.0;
+            for (draw, (p, o)) in draws.zip(p.chunks_exact(2).zip(o.chunks_exact(2))) {
+                let margin = (f64::from(o[0]) - f64::from(p[0])) - (f64::from(o[1]) - f64::from(p[1]));
+                by_bin.add(draw.timestep, margin);
+                sum += margin;
+            }
+            whole.add(sum / self.draws as f64);
+        }
+        Ok((whole, by_bin))
+    }
+}

@@ -1,0 +1,34 @@
+//! The pipeline folder that is trained: its denoiser, noise schedule and identity.
+
+use std::path::Path;
+
+use crate::Result;
+use crate::diffusion::NoiseSchedule;
+use crate::model_folder::{ContentHash, ModelFolder};
+use crate::onnx;
+
+/// A pipeline folder with what training needs of it read in.
+pub struct Model {
+    /// The folder.
+    pub folder: ModelFolder,
+    /// The denoiser as exported.
+    pub denoiser: onnx::Model,
+    /// Noise schedule and prediction type.
+    pub schedule: NoiseSchedule,
+    /// Hash of the denoiser's files: what a resumed run must have again.
+    pub hash: ContentHash,
+}
+
+impl Model {
+    /// Reads the folder; weights stay on disk.
+    pub fn open(root: &Path) -> Result<Self> {
+        let folder = ModelFolder::open(root)?;
+        let component = folder.denoiser()?;
+        Ok(Self {
+            denoiser: onnx::Model::read(folder.network(component)?)?,
+            schedule: NoiseSchedule::from_file(&folder.scheduler_config()?)?,
+            hash: folder.hash(&[component])?,
+            folder,
+        })
+    }
+}

@@ -1,0 +1,32 @@
+//! Pairs as measurements need them: by position, always with the same latents.
+
+use crate::Result;
+use crate::rng::{PairId, Streams};
+
+/// A pair ready for the denoiser.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReadyPair {
+    /// Identity in the data set.
+    pub id: PairId,
+    /// Scaled latents of the preferred and the rejected image, (C,H,W) flat.
+    pub latents: [Vec<f32>; 2],
+    /// Text conditioning of the prompt, (L,D) flat.
+    pub text: Vec<f32>,
+}
+
+/// A split of encoded pairs.
+pub trait Source {
+    /// Number of pairs.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Identity of the pair at `index`.
+    fn id(&self, index: usize) -> PairId;
+
+    /// The pair at `index`, its latents drawn from the stream of its first visit.
+    fn pair(&self, index: usize, streams: &Streams) -> Result<ReadyPair>;
+}

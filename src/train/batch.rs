@@ -69,9 +69,15 @@ impl Samples {
         let (latent, text) = (self.noisy.len() / self.len(), self.text.len() / self.len());
         let mut chosen = Self::default();
         for i in positions {
-            chosen.noisy.extend_from_slice(&self.noisy[i * latent..(i + 1) * latent]);
-            chosen.target.extend_from_slice(&self.target[i * latent..(i + 1) * latent]);
-            chosen.text.extend_from_slice(&self.text[i * text..(i + 1) * text]);
+            chosen
+                .noisy
+                .extend_from_slice(&self.noisy[i * latent..(i + 1) * latent]);
+            chosen
+                .target
+                .extend_from_slice(&self.target[i * latent..(i + 1) * latent]);
+            chosen
+                .text
+                .extend_from_slice(&self.text[i * text..(i + 1) * text]);
             chosen.timesteps.push(self.timesteps[i]);
         }
         chosen

@@ -50,7 +50,13 @@ impl<'a> HeldOut<'a> {
         pairs: usize,
         draws: usize,
     ) -> Self {
-        Self { source, schedule, streams, pairs: pairs.min(source.len()), draws }
+        Self {
+            source,
+            schedule,
+            streams,
+            pairs: pairs.min(source.len()),
+            draws,
+        }
     }
 
     /// Number of pairs.
@@ -72,7 +78,12 @@ impl<'a> HeldOut<'a> {
         let mut noise = vec![0.0; geometry.latent_len()];
         for index in 0..pairs.min(self.pairs) {
             let pair = self.source.pair(index, &self.streams)?;
-            for draw in evaluation_draws(&self.streams, pair.id, self.draws, self.schedule.train_timesteps()) {
+            for draw in evaluation_draws(
+                &self.streams,
+                pair.id,
+                self.draws,
+                self.schedule.train_timesteps(),
+            ) {
                 draw.fill_noise(&mut noise);
                 for latent in &pair.latents {
                     batch.push(self.schedule, draw.timestep, latent, &noise, &pair.text);
@@ -96,7 +107,12 @@ impl<'a> HeldOut<'a> {
     pub fn margins(&self, policy: &Errors, other: &Errors, bins: Bins) -> Result<(MarginMeter, BinMargins)> {
         let (mut whole, mut by_bin) = (MarginMeter::default(), BinMargins::new(bins));
         let per_pair = 2 * self.draws;
-        for (index, (p, o)) in policy.0.chunks_exact(per_pair).zip(other.0.chunks_exact(per_pair)).enumerate() {
+        for (index, (p, o)) in policy
+            .0
+            .chunks_exact(per_pair)
+            .zip(other.0.chunks_exact(per_pair))
+            .enumerate()
+        {
             let id = self.source.id(index);
             let draws = evaluation_draws(&self.streams, id, self.draws, self.schedule.train_timesteps());
             let mut sum = 0.0;

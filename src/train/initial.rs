@@ -1,7 +1,7 @@
 //! Where the trainable tensors start: θ0.
 
-use crate::config::adapter::{AdapterConfig, LoraConfig};
 use crate::Result;
+use crate::config::adapter::AdapterConfig;
 use crate::onnx::Graph;
 use crate::traingraph::Trainables;
 

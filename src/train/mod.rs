@@ -1,7 +1,16 @@
 //! Training: sessions, the loop, and what it leaves behind.
 
+mod batch;
 pub mod bench;
 pub mod denoiser;
+pub mod draw;
 pub mod engine;
+pub mod evaluate;
+pub mod initial;
 pub mod memory;
+pub mod model;
+pub mod probe;
+pub mod source;
+pub mod state;
+pub mod step;
 mod weights;

@@ -36,7 +36,11 @@ impl Probe {
     ) -> Result<Self> {
         let geometry = engine.geometry();
         let ids: Vec<_> = (0..source.len()).map(|i| source.id(i)).collect();
-        let position = |id| ids.iter().position(|i| *i == id).expect("draws are made from these ids");
+        let position = |id| {
+            ids.iter()
+                .position(|i| *i == id)
+                .expect("draws are made from these ids")
+        };
         let mut noise = vec![0.0; geometry.latent_len()];
         let mut batches = vec![Samples::with_geometry(&geometry)];
         for draw in probe_draws(streams, &ids, draws, schedule.train_timesteps()) {
@@ -51,7 +55,11 @@ impl Probe {
         for batch in &mut batches {
             batch.pad_to(geometry.samples);
         }
-        let mut probe = Self { batches, draws, initial: Vec::new() };
+        let mut probe = Self {
+            batches,
+            draws,
+            initial: Vec::new(),
+        };
         probe.initial = probe.measure(engine, initial)?;
         Ok(probe)
     }
@@ -75,10 +83,17 @@ impl Probe {
             let values = used * (predictions.len() / samples);
             let difference = |(a, b): (&f32, &f32)| f64::from(*a) - f64::from(*b);
             d += errors[..used].iter().zip(errors_0).map(difference).sum::<f64>();
-            let squares = predictions[..values].iter().zip(predictions_0).map(difference).map(|x| x * x);
+            let squares = predictions[..values]
+                .iter()
+                .zip(predictions_0)
+                .map(difference)
+                .map(|x| x * x);
             kl += squares.sum::<f64>() / (predictions.len() / samples) as f64;
             left -= used;
         }
-        Ok(Drift { d: d / self.draws as f64, kl: kl / self.draws as f64 })
+        Ok(Drift {
+            d: d / self.draws as f64,
+            kl: kl / self.draws as f64,
+        })
     }
 }

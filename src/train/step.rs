@@ -93,7 +93,11 @@ impl<'a> Stepper<'a> {
         let mut stats = StepStats::default();
         let mut observations = Vec::with_capacity(pairs.len());
         self.accumulate(state, engine, pairs, &mut stats, &mut observations)?;
-        let anchor_lambda = state.reference_rule.kl().filter(|_| state.reference_rule.moves()).map(|kl| kl.lambda);
+        let anchor_lambda = state
+            .reference_rule
+            .kl()
+            .filter(|_| state.reference_rule.moves())
+            .map(|kl| kl.lambda);
         let gradient = Gradient {
             objective: self.sum.term(1.0),
             anchor: anchor_lambda.map(|lambda| self.anchor_sum.term(lambda as f32)),
@@ -105,14 +109,22 @@ impl<'a> Stepper<'a> {
         let clip = clip_factor(norms.total, self.config.optimizer.clip_norm);
         let step = state.step + 1;
         stats.lr = state.schedule.at(step) * state.lr_factor;
-        let action = if self.has_reference { state.reference_rule.action(step) } else { Action::Keep };
+        let action = if self.has_reference {
+            state.reference_rule.action(step)
+        } else {
+            Action::Keep
+        };
         let follow = match action {
-            Action::Move(blend) => {
-                Some(Follow { reference: &mut state.reference, initial: &state.initial, blend })
-            }
+            Action::Move(blend) => Some(Follow {
+                reference: &mut state.reference,
+                initial: &state.initial,
+                blend,
+            }),
             Action::Keep | Action::Probe(_) => None,
         };
-        state.adamw.step(&mut state.policy, &gradient, clip, stats.lr, follow);
+        state
+            .adamw
+            .step(&mut state.policy, &gradient, clip, stats.lr, follow);
         state.step = step;
         if let Action::Probe(blend) = action {
             stats.gate = Some(self.gate(state, engine, blend, probe)?);
@@ -137,7 +149,9 @@ impl<'a> Stepper<'a> {
         for part in pairs.chunks_exact(per_part) {
             let inputs = self.fill(state, part);
             let values = engine.step(&state.policy, &state.reference, &self.samples, &inputs)?;
-            self.sum.add(&Term::by_name(engine.layout(), share, |name| engine.gradient(name))?);
+            self.sum.add(&Term::by_name(engine.layout(), share, |name| {
+                engine.gradient(name)
+            })?);
             stats.loss += f64::from(values.loss) * f64::from(share);
             let weight = f64::from(share) / per_part as f64;
             for (i, pair) in part.iter().enumerate() {
@@ -149,14 +163,20 @@ impl<'a> Stepper<'a> {
                     stats.e_l += weight * l;
                 }
                 if self.has_reference {
-                    let (rw, rl) =
-                        (error(&values.reference_errors, i), error(&values.reference_errors, per_part + i));
+                    let (rw, rl) = (
+                        error(&values.reference_errors, i),
+                        error(&values.reference_errors, per_part + i),
+                    );
                     stats.ref_e_w += weight * rw;
                     stats.ref_e_l += weight * rl;
                     stats.margins.add((rw - w) - (rl - l));
                     let reward = f64::from(values.reward_signal[i]);
                     stats.grad_factor += weight / (1.0 + reward.exp());
-                    observations.push(Observation { timestep: pair.timestep, weight: pair.weight, reward });
+                    observations.push(Observation {
+                        timestep: pair.timestep,
+                        weight: pair.weight,
+                        reward,
+                    });
                 }
             }
             self.anchor(state, engine, per_part, share, stats)?;
@@ -180,8 +200,14 @@ impl<'a> Stepper<'a> {
         }
         let rule = &state.timestep_rule;
         PairInputs {
-            weight: part.iter().map(|p| (rule.loss_weight(p.timestep) * p.weight) as f32).collect(),
-            reward_scale: part.iter().map(|p| rule.reward_scale(p.timestep) as f32).collect(),
+            weight: part
+                .iter()
+                .map(|p| (rule.loss_weight(p.timestep) * p.weight) as f32)
+                .collect(),
+            reward_scale: part
+                .iter()
+                .map(|p| rule.reward_scale(p.timestep) as f32)
+                .collect(),
             label: part.iter().map(|p| p.label).collect(),
         }
     }
@@ -195,16 +221,29 @@ impl<'a> Stepper<'a> {
         share: f32,
         stats: &mut StepStats,
     ) -> Result<()> {
-        let Some(kl) = state.reference_rule.kl().filter(|_| self.has_reference && state.reference_rule.moves())
+        let Some(kl) = state
+            .reference_rule
+            .kl()
+            .filter(|_| self.has_reference && state.reference_rule.moves())
         else {
             return Ok(());
         };
-        let Some(samples) = engine.anchor_samples() else { return Ok(()) };
-        kl.candidate.candidate(&state.reference, &state.policy, &state.initial, &mut self.candidate);
+        let Some(samples) = engine.anchor_samples() else {
+            return Ok(());
+        };
+        kl.candidate.candidate(
+            &state.reference,
+            &state.policy,
+            &state.initial,
+            &mut self.candidate,
+        );
         let chosen = self.samples.select(anchor_positions(pairs, samples));
         let distance = engine.anchor(&self.candidate, &state.initial, &chosen)?;
         *stats.anchor_loss.get_or_insert(0.0) += f64::from(distance) * f64::from(share);
-        self.anchor_sum.add(&Term::by_name(engine.layout(), share, |name| engine.anchor_gradient(name))?);
+        self.anchor_sum
+            .add(&Term::by_name(engine.layout(), share, |name| {
+                engine.anchor_gradient(name)
+            })?);
         Ok(())
     }
 
@@ -216,7 +255,12 @@ impl<'a> Stepper<'a> {
         blend: Blend,
         probe: Option<&Probe>,
     ) -> Result<Drift> {
-        blend.candidate(&state.reference, &state.policy, &state.initial, &mut self.candidate);
+        blend.candidate(
+            &state.reference,
+            &state.policy,
+            &state.initial,
+            &mut self.candidate,
+        );
         let probe = probe.expect("a run with a gate has a probe");
         let drift = probe.drift(engine, &self.candidate)?;
         match state.reference_rule.judge(state.step, drift.d)? {
@@ -241,7 +285,11 @@ impl<'a> Stepper<'a> {
             None => return Ok(()),
         };
         let list = |f: &dyn Fn(&DrawnPair) -> u64| {
-            pairs.iter().map(|p| f(p).to_string()).collect::<Vec<_>>().join(", ")
+            pairs
+                .iter()
+                .map(|p| f(p).to_string())
+                .collect::<Vec<_>>()
+                .join(", ")
         };
         Err(Error::Diverged(format!(
             "{what} is not finite at step {} (pairs {}; timesteps {}). The last checkpoint is whole; resume from it with a \

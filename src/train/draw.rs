@@ -1,8 +1,11 @@
 //! One pair of a training step with all that is random about it. Every number comes from a stream keyed by pair and visit,
 //! so neither batch size nor threads nor a resumed run change it.
 
+use ndarray::{ArrayViewD, Axis};
+
+use crate::data::PairBatch;
 use crate::diffusion::Timestep;
-use crate::rng::{PairId, Purpose, Streams, Visit};
+use crate::rng::{PairId, Purpose, Streams};
 use crate::timestep::TimestepRule;
 
 /// A pair as a step sees it.
@@ -24,16 +27,26 @@ pub struct DrawnPair {
     pub text: Vec<f32>,
 }
 
-/// Timestep and noise of a visit.
-pub fn timestep_and_noise(
-    streams: &Streams,
-    rule: &TimestepRule,
-    pair: PairId,
-    visit: Visit,
-    len: usize,
-) -> (Timestep, Vec<f32>) {
-    let timestep = rule.sample(&mut streams.pair(Purpose::Timestep, pair, visit));
-    let mut noise = vec![0.0; len];
-    streams.pair(Purpose::Noise, pair, visit).fill_normal(&mut noise);
-    (timestep, noise)
+impl DrawnPair {
+    /// Adds timestep and noise to the pairs of a batch.
+    pub fn from_batch(batch: &PairBatch, streams: &Streams, rule: &TimestepRule) -> Vec<Self> {
+        let flat = |a: ArrayViewD<f32>| a.iter().copied().collect::<Vec<f32>>();
+        let row = |i: usize| {
+            let pair = &batch.pairs[i];
+            let latents = [&batch.preferred, &batch.rejected].map(|l| flat(l.index_axis(Axis(0), i).into_dyn()));
+            let timestep = rule.sample(&mut streams.pair(Purpose::Timestep, pair.id, pair.visit));
+            let mut noise = vec![0.0; latents[0].len()];
+            streams.pair(Purpose::Noise, pair.id, pair.visit).fill_normal(&mut noise);
+            Self {
+                id: pair.id,
+                timestep,
+                weight: f64::from(pair.weight),
+                label: pair.label,
+                latents,
+                noise,
+                text: flat(batch.text.index_axis(Axis(0), i).into_dyn()),
+            }
+        };
+        (0..batch.pairs.len()).map(row).collect()
+    }
 }

@@ -3,9 +3,8 @@
 //! Every held-out pair has the same stratified draws of timestep and noise at every evaluation, so that numbers compare
 //! over the whole run. A pair's margin is the mean over its draws; accuracy counts pairs (ties half).
 
-use serde::Serialize;
-
 use super::engine::{Engine, Samples};
+use super::guard;
 use super::source::Source;
 use crate::Result;
 use crate::diffusion::NoiseSchedule;
@@ -15,22 +14,38 @@ use crate::params::ParamSet;
 use crate::rng::Streams;
 use crate::timestep::{BinMargins, Bins};
 
-/// Margin and implicit accuracy of the policy.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Evaluation {
-    /// Accuracy against the initial policy.
-    pub acc_init: f64,
-    /// Mean margin against the initial policy.
-    pub margin_init: f64,
-    /// Accuracy against the reference as it is.
-    pub acc_ref: f64,
-    /// Mean margin against the reference as it is.
-    pub margin_ref: f64,
-}
-
 /// Errors of one model on every draw: pair by pair, draw by draw, preferred before rejected.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Errors(Vec<f32>);
+
+impl Errors {
+    /// Number of measurements.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The first `len` measurements, to compare with an evaluation of fewer pairs.
+    pub fn first(&self, len: usize) -> Self {
+        Self(self.0[..len.min(self.0.len())].to_vec())
+    }
+
+    /// Mean errors on preferred and on rejected images.
+    pub fn means(&self) -> guard::Errors {
+        let mean = |side: usize| {
+            let sum: f64 = self.0.iter().skip(side).step_by(2).map(|e| f64::from(*e)).sum();
+            sum / (self.0.len() / 2).max(1) as f64
+        };
+        guard::Errors {
+            preferred: mean(0),
+            rejected: Some(mean(1)),
+        }
+    }
+}
 
 /// Held-out pairs with their draws.
 pub struct HeldOut<'a> {
@@ -104,7 +119,7 @@ impl<'a> HeldOut<'a> {
     }
 
     /// Margins of the policy against another model, both measured on the same pairs; per pair, and per bin of timesteps.
-    pub fn margins(&self, policy: &Errors, other: &Errors, bins: Bins) -> Result<(MarginMeter, BinMargins)> {
+    pub fn margins(&self, policy: &Errors, other: &Errors, bins: Bins) -> (MarginMeter, BinMargins) {
         let (mut whole, mut by_bin) = (MarginMeter::default(), BinMargins::new(bins));
         let per_pair = 2 * self.draws;
         for (index, (p, o)) in policy
@@ -123,6 +138,6 @@ impl<'a> HeldOut<'a> {
             }
             whole.add(sum / self.draws as f64);
         }
-        Ok((whole, by_bin))
+        (whole, by_bin)
     }
 }

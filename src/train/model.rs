@@ -4,13 +4,15 @@ use std::path::Path;
 
 use crate::Result;
 use crate::diffusion::NoiseSchedule;
-use crate::model_folder::{ContentHash, ModelFolder};
+use crate::model_folder::{Component, ContentHash, ModelFolder};
 use crate::onnx;
 
 /// A pipeline folder with what training needs of it read in.
 pub struct Model {
     /// The folder.
     pub folder: ModelFolder,
+    /// Which component is trained.
+    pub component: Component,
     /// The denoiser as exported.
     pub denoiser: onnx::Model,
     /// Noise schedule and prediction type.
@@ -20,6 +22,11 @@ pub struct Model {
 }
 
 impl Model {
+    /// Prefix of the denoiser's adapters in files: `unet` or `transformer`.
+    pub fn prefix(&self) -> &'static str {
+        self.component.folder()
+    }
+
     /// Reads the folder; weights stay on disk.
     pub fn open(root: &Path) -> Result<Self> {
         let folder = ModelFolder::open(root)?;
@@ -28,6 +35,7 @@ impl Model {
             denoiser: onnx::Model::read(folder.network(component)?)?,
             schedule: NoiseSchedule::from_file(&folder.scheduler_config()?)?,
             hash: folder.hash(&[component])?,
+            component,
             folder,
         })
     }

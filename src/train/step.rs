@@ -5,7 +5,7 @@ use super::engine::{Engine, PairInputs, Samples};
 use super::probe::{Drift, Probe};
 use super::state::State;
 use crate::config::Config;
-use crate::diffusion::{NoiseSchedule, Timestep};
+use crate::diffusion::NoiseSchedule;
 use crate::margin::MarginMeter;
 use crate::optim::{Follow, Gradient, GradientNorms, GradientSum, Term, clip_factor};
 use crate::params::ParamSet;
@@ -131,6 +131,12 @@ impl<'a> Stepper<'a> {
         }
         state.timestep_rule.observe(&observations);
         Ok(stats)
+    }
+
+    /// Runs everything that computes on `pairs` and forgets the result.
+    pub fn warm_up(&mut self, state: &State, engine: &mut Engine, pairs: &[DrawnPair]) -> Result<()> {
+        let part = &pairs[..self.config.train.pairs_per_part()];
+        self.accumulate(state, engine, part, &mut StepStats::default(), &mut Vec::new())
     }
 
     /// Loss, gradients and statistics of all parts of the batch.
@@ -296,7 +302,7 @@ impl<'a> Stepper<'a> {
              lower optimizer.lr, or look at these pairs' images",
             state.step + 1,
             list(&|p| p.id.0),
-            list(&|p: &DrawnPair| u64::from(Timestep(p.timestep.0).0)),
+            list(&|p| u64::from(p.timestep.0)),
         )))
     }
 }

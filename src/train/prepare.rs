@@ -1,0 +1,166 @@
+//! Everything a run needs before its first step: model, encoded pairs, sessions.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::denoiser::Geometry;
+use super::engine::{Engine, EngineOptions};
+use super::initial;
+use super::model::Model;
+use super::source::{ReadyPair, Source};
+use crate::config::adapter::AdapterConfig;
+use crate::config::objective::ObjectiveConfig;
+use crate::config::{Config, TrainPlan};
+use crate::data::image::View;
+use crate::data::{self, Dataset, EncodeOptions, OnnxEncoders, Part, Stage};
+use crate::objective::{Dpo, Objective, Sft};
+use crate::params::ParamSet;
+use crate::progress::Console;
+use crate::reference::ReferenceRule;
+use crate::rng::{PairId, Purpose, Streams, Visit};
+use crate::runtime::{Arena, SessionOptions};
+use crate::traingraph::Reference;
+use crate::{Error, Result, adapter};
+
+/// The objective that a configuration names.
+pub fn objective(config: &ObjectiveConfig) -> Box<dyn Objective> {
+    match config {
+        ObjectiveConfig::Dpo(c) => Box::new(Dpo {
+            beta: c.beta,
+            label_smoothing: c.label_smoothing,
+        }),
+        ObjectiveConfig::Sft(_) => Box::new(Sft),
+    }
+}
+
+/// How all sessions of a run are built. Those of the training graphs run in turn and share one pool of memory.
+pub fn session_options(config: &Config) -> SessionOptions {
+    SessionOptions {
+        ep: config.runtime.ep,
+        threads: config.runtime.threads.unwrap_or(0),
+        arena: Arena::Shared,
+        ..SessionOptions::default()
+    }
+}
+
+/// Encodes a part of the data, or takes it from the cache. `None` if there are no held-out pairs.
+pub fn dataset(
+    config: &Config,
+    model: &Model,
+    part: Part,
+    console: Console,
+    stop: &AtomicBool,
+) -> Result<Option<Dataset>> {
+    let Some(source) = data::open(&config.data, part)? else {
+        return Ok(None);
+    };
+    let encoders = OnnxEncoders {
+        model: &model.folder,
+        options: SessionOptions {
+            ep: config.runtime.ep,
+            threads: config.runtime.threads.unwrap_or(0),
+            ..SessionOptions::default()
+        },
+    };
+    let name = match part {
+        Part::Train => "encoding train",
+        Part::Heldout => "encoding held-out",
+    };
+    let mut job = None;
+    let mut progress = |p: data::Progress| {
+        let job = job.get_or_insert_with(|| console.job(name, p.total));
+        let what = match p.stage {
+            Stage::Images => "pairs",
+            _ => "captions",
+        };
+        job.advance(p.done, what);
+        match stop.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    };
+    let options = EncodeOptions::new(&config.data, part);
+    let found = Dataset::prepare(source.as_ref(), &encoders, &config.data.cache, options, &mut progress)?;
+    if found.pairs().is_empty() {
+        return Err(Error::bad(
+            config.data.path.display().to_string(),
+            "has no usable pairs",
+            "Check the labels, data.ties and the messages about skipped rows.",
+        ));
+    }
+    Ok(Some(found))
+}
+
+/// Sessions for the prepared data, and θ0.
+pub fn engine(
+    plan: &TrainPlan,
+    model: &Model,
+    train: &Dataset,
+    objective: &dyn Objective,
+    streams: &Streams,
+) -> Result<(Engine, ParamSet)> {
+    let pairs = plan.train.pairs_per_part();
+    let samples = if objective.needs_pairs() { 2 * pairs } else { pairs };
+    let rule = ReferenceRule::new(&plan.reference)?;
+    let anchor = rule.kl().filter(|_| objective.needs_reference());
+    let options = EngineOptions {
+        model: &model.denoiser,
+        geometry: Geometry {
+            samples,
+            latent: train.latent_shape(),
+            text: train.text_shape(),
+        },
+        pairs,
+        objective,
+        reference: Reference::Input,
+        anchor_samples: anchor.map(|kl| 2 * kl.pairs(pairs)),
+        session: session_options(plan),
+    };
+    let full = matches!(plan.adapter, AdapterConfig::Full(_));
+    let engine = Engine::build(&options, full, |graph| initial::trainables(&plan.adapter, graph))?;
+    let initial = match &plan.adapter {
+        AdapterConfig::Full(_) => engine
+            .model_weights()
+            .expect("full fine-tuning starts from the model")
+            .clone(),
+        AdapterConfig::Lora(lora) => match &lora.init {
+            None => adapter::init_lora(engine.layout(), lora.init_a, streams),
+            Some(file) => {
+                let scale = adapter::LoraScale {
+                    rank: lora.rank,
+                    alpha: lora.alpha(),
+                };
+                adapter::load_lora(file, model.prefix(), engine.layout(), scale)?
+            }
+        },
+    };
+    Ok((engine, initial))
+}
+
+/// A data set as measurements see it: centred views, latents of the first visit.
+pub struct Measurable<'a>(pub &'a Dataset);
+
+impl Source for Measurable<'_> {
+    fn len(&self) -> usize {
+        self.0.pairs().len()
+    }
+
+    fn id(&self, index: usize) -> PairId {
+        self.0.pairs()[index].id
+    }
+
+    fn pair(&self, index: usize, streams: &Streams) -> Result<ReadyPair> {
+        let id = self.id(index);
+        let mut stream = streams.pair(Purpose::Latent, id, Visit(0));
+        let latents = self
+            .0
+            .moments(index, View::CENTER)?
+            .map(|moments| moments.sample(self.0.scaling(), &mut stream).into_raw_vec_and_offset().0);
+        let text = self.0.embedding(self.0.caption(index))?;
+        Ok(ReadyPair {
+            id,
+            latents,
+            text: text.into_raw_vec_and_offset().0,
+        })
+    }
+}

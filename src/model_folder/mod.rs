@@ -12,14 +12,20 @@
 //! Everything that reads a model starts here: `doctor` lists what is missing, the encoding cache and the
 //! run manifest take their model hashes from here.
 
+mod content_hash;
+mod json_file;
+
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde_json::{Map, Value};
 
 use crate::{Error, Result};
+use content_hash::{files_below, hash_file};
+
+pub use content_hash::ContentHash;
+pub use json_file::JsonFile;
 
 const EXPORT: &str = "`optimum-cli export onnx --model MODEL OUTPUT_FOLDER` writes such a folder.";
 
@@ -83,7 +89,7 @@ impl Component {
 
     /// Whether `model_index.json` announces this component. An export splits `vae` into two folders and
     /// leaves the index as it was; older ONNX pipelines name both halves.
-    fn announced(self, index: &Map<String, Value>) -> bool {
+    fn announced(self, index: &JsonFile) -> bool {
         let present = |key: &str| {
             index
                 .get(key)
@@ -111,22 +117,6 @@ impl Component {
 impl fmt::Display for Component {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.folder())
-    }
-}
-
-/// Identity of a set of files by their content: 32 bytes of BLAKE3.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ContentHash(pub [u8; 32]);
-
-impl fmt::Display for ContentHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for ContentHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ContentHash({self})")
     }
 }
 
@@ -174,7 +164,7 @@ impl ModelFolder {
         let class_name = index.str("_class_name")?.to_owned();
         let components: Vec<Component> = Component::ALL
             .into_iter()
-            .filter(|c| c.announced(&index.entries))
+            .filter(|c| c.announced(&index))
             .collect();
         let folder = Self {
             root,
@@ -333,123 +323,6 @@ impl ModelFolder {
             }
         }
         Ok(ContentHash(*whole.finalize().as_bytes()))
-    }
-}
-
-struct FileBelow {
-    /// Path below the folder asked for, with `/` whatever the system.
-    name: String,
-    path: PathBuf,
-    bytes: u64,
-}
-
-/// Files in a folder and its subfolders except hidden ones, sorted by name.
-fn files_below(folder: &Path) -> std::io::Result<Vec<FileBelow>> {
-    fn walk(folder: &Path, prefix: &str, out: &mut Vec<FileBelow>) -> std::io::Result<()> {
-        for entry in fs::read_dir(folder)? {
-            let path = entry?.path();
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            let name = format!("{prefix}{name}");
-            let metadata = fs::metadata(&path)?;
-            match (
-                name.rsplit('/').next().is_some_and(|n| n.starts_with('.')),
-                metadata.is_dir(),
-            ) {
-                (true, _) => {}
-                (_, true) => walk(&path, &format!("{name}/"), out)?,
-                (_, false) => out.push(FileBelow {
-                    name,
-                    path,
-                    bytes: metadata.len(),
-                }),
-            }
-        }
-        Ok(())
-    }
-    let mut files = Vec::new();
-    walk(folder, "", &mut files)?;
-    files.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(files)
-}
-
-fn hash_file(path: &Path) -> Result<blake3::Hash> {
-    let file = File::open(path).map_err(Error::io(path, "open"))?;
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(file).map_err(Error::io(path, "read"))?;
-    Ok(hasher.finalize())
-}
-
-/// A JSON object in a file; every complaint about it names the file and the key.
-#[derive(Debug, Clone)]
-pub struct JsonFile {
-    path: PathBuf,
-    entries: Map<String, Value>,
-}
-
-impl JsonFile {
-    /// Reads a file that holds one JSON object.
-    ///
-    /// # Errors
-    /// The file cannot be read or holds something else.
-    pub fn read(path: impl Into<PathBuf>) -> Result<Self> {
-        let path = path.into();
-        let text = fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-        let remedy = "Copy the file anew from where the model came from.";
-        match serde_json::from_str(&text) {
-            Ok(Value::Object(entries)) => Ok(Self { path, entries }),
-            Ok(_) => Err(Error::bad(
-                path.display().to_string(),
-                "is not a JSON object",
-                remedy,
-            )),
-            Err(e) => Err(Error::bad(
-                path.display().to_string(),
-                format!("is not JSON: {e}"),
-                remedy,
-            )),
-        }
-    }
-
-    /// Where it was read from.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The value of a key; absent and `null` are the same.
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        self.entries.get(key).filter(|v| !v.is_null())
-    }
-
-    /// A number.
-    ///
-    /// # Errors
-    /// The key is absent or holds something else.
-    pub fn number(&self, key: &str) -> Result<f64> {
-        self.typed(key, "a number", Value::as_f64)
-    }
-
-    /// A string.
-    ///
-    /// # Errors
-    /// The key is absent or holds something else.
-    pub fn str(&self, key: &str) -> Result<&str> {
-        self.typed(key, "a string", Value::as_str)
-    }
-
-    fn typed<'a, T>(&'a self, key: &str, kind: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<T> {
-        let what = match self.get(key) {
-            None => format!("has no \"{key}\", which must be {kind}"),
-            Some(value) => match read(value) {
-                Some(typed) => return Ok(typed),
-                None => format!("\"{key}\" is {value}, which is not {kind}"),
-            },
-        };
-        let remedy = "Compare with the original model's file and mend it.";
-        Err(Error::bad(self.path.display().to_string(), what, remedy))
     }
 }
 

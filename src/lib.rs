@@ -6,6 +6,7 @@ pub mod autodiff;
 pub mod config;
 pub mod diffusion;
 pub mod draws;
+pub mod data;
 mod error;
 pub mod fsutil;
 pub mod margin;

@@ -1,0 +1,8 @@
+//! Preference pairs on their way from a data set to a training batch.
+//!
+//! ```text
+//! parquet shards ─► importer ─► decode, resize, crop ─► VAE moments ─┐
+//!                          └─► caption ─► text embedding ────────────┴► encoding cache ─► loader ─► batch
+//! ```
+
+pub mod image;

@@ -6,3 +6,9 @@
 //! ```
 
 pub mod image;
+mod pair;
+mod pickapic;
+mod shards;
+
+pub use pair::{Pair, PairSource, Preference, Row, Rows};
+pub use pickapic::PickAPic;

@@ -22,5 +22,6 @@ pub mod tensor;
 pub mod timestep;
 pub mod train;
 pub mod traingraph;
+pub mod text;
 
 pub use error::{Error, Result};

@@ -5,6 +5,7 @@
 //!                          └─► caption ─► text embedding ────────────┴► encoding cache ─► loader ─► batch
 //! ```
 
+pub mod cache;
 pub mod image;
 mod pair;
 mod pickapic;

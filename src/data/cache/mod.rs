@@ -1,0 +1,494 @@
+//! A content-addressed store of encoded tensors: a few append-only files instead of one per image.
+//!
+//! ```text
+//! shard-0000.bin   payloads, one after the other
+//! shard-0000.idx   40 bytes per payload: key, offset, length, checksums (see `record`)
+//! lock             held by whoever writes
+//! ```
+//!
+//! A payload counts once its index record is written, which happens after the payload itself: an interrupted
+//! run leaves a tail that nobody refers to and the next writer cuts off. Nothing that is referred to is ever
+//! changed or removed, so readers need no lock. A damaged entry is found by its checksum, forgotten, and made
+//! again; the later of two records for a key holds.
+
+mod payload;
+mod record;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use ndarray::{ArrayD, ArrayViewD};
+use rayon::prelude::*;
+
+use crate::{Error, Result};
+use record::Record;
+
+pub use record::Key;
+
+/// Size at which the next shard is begun.
+const SHARD_BYTES: u64 = 1 << 30;
+
+#[derive(Debug)]
+struct Shard {
+    /// `None` for an empty file, which cannot be mapped.
+    map: Option<Mmap>,
+    /// Where the last payload ends that any record refers to, replaced and forgotten ones included.
+    end: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Location {
+    shard: u32,
+    record: Record,
+}
+
+/// The entries of a cache folder, readable from any thread.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    index: HashMap<Key, Location>,
+    shards: BTreeMap<u32, Shard>,
+}
+
+impl Store {
+    /// Opens a cache folder, which need not exist yet.
+    ///
+    /// # Errors
+    /// A file of it cannot be read.
+    pub fn open(folder: impl Into<PathBuf>) -> Result<Self> {
+        let folder = folder.into();
+        let mut store = Self {
+            folder,
+            index: HashMap::new(),
+            shards: BTreeMap::new(),
+        };
+        store.refresh()?;
+        Ok(store)
+    }
+
+    /// Reads the index files and maps the shards anew.
+    fn refresh(&mut self) -> Result<()> {
+        self.index.clear();
+        self.shards.clear();
+        for shard in self.numbers()? {
+            let (data, index) = (self.data_path(shard), self.index_path(shard));
+            let map = map_file(&data)?;
+            let len = map.as_ref().map_or(0, |map| map.len() as u64);
+            let bytes = fs::read(&index).map_err(Error::io(&index, "read"))?;
+            let mut end = 0;
+            for record in record::read_all(&bytes).filter(|record| record.end() <= len) {
+                self.index.insert(record.key, Location { shard, record });
+                end = record.end().max(end);
+            }
+            self.shards.insert(shard, Shard { map, end });
+        }
+        Ok(())
+    }
+
+    /// Numbers of the shards that have an index.
+    fn numbers(&self) -> Result<Vec<u32>> {
+        if !self.folder.is_dir() {
+            return Ok(Vec::new());
+        }
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(Error::io(&self.folder, "list the folder"))? {
+            let name = entry
+                .map_err(Error::io(&self.folder, "list the folder"))?
+                .file_name();
+            let number = name
+                .to_str()
+                .and_then(|name| name.strip_prefix("shard-")?.strip_suffix(".idx")?.parse().ok());
+            numbers.extend(number.filter(|&number| self.data_path(number).is_file()));
+        }
+        // Of two records for a key the later one holds.
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    fn data_path(&self, shard: u32) -> PathBuf {
+        self.folder.join(format!("shard-{shard:04}.bin"))
+    }
+
+    fn index_path(&self, shard: u32) -> PathBuf {
+        self.folder.join(format!("shard-{shard:04}.idx"))
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether there are no entries.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// Whether there is an entry; says nothing about its being sound.
+    pub fn contains(&self, key: Key) -> bool {
+        self.index.contains_key(&key)
+    }
+
+    /// Keys of all entries.
+    pub fn keys(&self) -> impl Iterator<Item = Key> {
+        self.index.keys().copied()
+    }
+
+    fn bytes(&self, key: Key) -> Option<&[u8]> {
+        let Location { shard, record } = *self.index.get(&key)?;
+        let map = self.shards.get(&shard)?.map.as_ref()?;
+        let bytes = map.get(record.offset as usize..record.end() as usize)?;
+        (crc32c::crc32c(bytes) == record.checksum).then_some(bytes)
+    }
+
+    /// Reads the tensors of an entry; `None` if there is none or it is damaged.
+    pub fn read(&self, key: Key) -> Option<Vec<ArrayD<f32>>> {
+        payload::decode(self.bytes(key)?)
+    }
+
+    /// Which of these entries are there but damaged.
+    pub fn damaged(&self, keys: &[Key]) -> Vec<Key> {
+        let broken = |key: &&Key| self.contains(**key) && self.bytes(**key).is_none();
+        keys.par_iter().filter(broken).copied().collect()
+    }
+
+    /// Treats entries as absent, so that they are made again.
+    pub fn forget(&mut self, keys: &[Key]) {
+        for key in keys {
+            self.index.remove(key);
+        }
+    }
+
+    /// Takes the write lock, calling `waiting` first if another process holds it, and catches up with what
+    /// that process wrote.
+    ///
+    /// # Errors
+    /// The folder cannot be made or written to.
+    pub fn writer(&mut self, waiting: impl FnOnce()) -> Result<Writer<'_>> {
+        self.writer_with(SHARD_BYTES, waiting)
+    }
+
+    fn writer_with(&mut self, shard_bytes: u64, waiting: impl FnOnce()) -> Result<Writer<'_>> {
+        fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder, "create the folder"))?;
+        let lock_path = self.folder.join("lock");
+        let lock = File::create(&lock_path).map_err(Error::io(&lock_path, "create"))?;
+        if lock.try_lock().is_err() {
+            waiting();
+            lock.lock().map_err(Error::io(&lock_path, "lock"))?;
+        }
+        self.refresh()?;
+        Ok(Writer {
+            store: self,
+            shard_bytes,
+            open: None,
+            _lock: lock,
+        })
+    }
+}
+
+fn map_file(path: &Path) -> Result<Option<Mmap>> {
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let len = file.metadata().map_err(Error::io(path, "look at"))?.len();
+    if len == 0 {
+        return Ok(None);
+    }
+    // SAFETY: the map is read only where index records point, and writers never change, shorten or remove
+    // those bytes: they append, and cut off only what lies behind the last record. Whatever else tampers with
+    // the cache while it is in use may end the process, as with any mapped file.
+    let map = unsafe { Mmap::map(&file) };
+    map.map(Some).map_err(Error::io(path, "map"))
+}
+
+/// The shard being appended to.
+#[derive(Debug)]
+struct OpenShard {
+    number: u32,
+    data: BufWriter<File>,
+    index: File,
+    end: u64,
+    /// Records whose payloads may not have reached the file yet.
+    pending: Vec<Record>,
+}
+
+/// Appends entries. Holds the folder's write lock.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    store: &'a mut Store,
+    shard_bytes: u64,
+    open: Option<OpenShard>,
+    _lock: File,
+}
+
+impl Writer<'_> {
+    /// The store as it is, without entries that were not committed.
+    pub fn store(&self) -> &Store {
+        self.store
+    }
+
+    /// See [`Store::forget`].
+    pub fn forget(&mut self, keys: &[Key]) {
+        self.store.forget(keys);
+    }
+
+    /// Adds an entry; it counts after the next [`Writer::commit`].
+    ///
+    /// # Errors
+    /// The disk is full or cannot be written to.
+    pub fn append(&mut self, key: Key, tensors: &[ArrayViewD<f32>]) -> Result<()> {
+        let bytes = payload::encode(tensors);
+        let mut shard = match self.open.take() {
+            Some(shard) if shard.end < self.shard_bytes => shard,
+            Some(full) => {
+                let next = full.number + 1;
+                self.open = Some(full);
+                self.commit()?;
+                self.open_shard(next, 0)?
+            }
+            None => match self.store.shards.last_key_value() {
+                Some((&last, shard)) if shard.end < self.shard_bytes => self.open_shard(last, shard.end)?,
+                Some((&last, _)) => self.open_shard(last + 1, 0)?,
+                None => self.open_shard(0, 0)?,
+            },
+        };
+        let path = self.store.data_path(shard.number);
+        shard.data.write_all(&bytes).map_err(Error::io(path, "write"))?;
+        let (offset, len, checksum) = (shard.end, bytes.len() as u64, crc32c::crc32c(&bytes));
+        shard.pending.push(Record {
+            key,
+            offset,
+            len,
+            checksum,
+        });
+        shard.end += len;
+        self.open = Some(shard);
+        Ok(())
+    }
+
+    /// Makes everything appended so far count, also for other processes and after a crash of this one.
+    ///
+    /// # Errors
+    /// The disk is full or cannot be written to.
+    pub fn commit(&mut self) -> Result<()> {
+        let Some(shard) = &mut self.open else {
+            return Ok(());
+        };
+        let (data_path, index_path) = (
+            self.store.data_path(shard.number),
+            self.store.index_path(shard.number),
+        );
+        shard.data.flush().map_err(Error::io(data_path, "write"))?;
+        let records: Vec<u8> = shard
+            .pending
+            .iter()
+            .flat_map(|record| record.to_bytes())
+            .collect();
+        shard
+            .index
+            .write_all(&records)
+            .map_err(Error::io(index_path, "write"))?;
+        for record in shard.pending.drain(..) {
+            self.store.index.insert(
+                record.key,
+                Location {
+                    shard: shard.number,
+                    record,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// Commits, waits for the disk, and makes the entries readable.
+    ///
+    /// # Errors
+    /// The disk is full or cannot be written to.
+    pub fn finish(mut self) -> Result<()> {
+        self.commit()?;
+        if let Some(shard) = &self.open {
+            let path = self.store.data_path(shard.number);
+            shard
+                .data
+                .get_ref()
+                .sync_all()
+                .map_err(Error::io(path, "write"))?;
+        }
+        self.store.refresh()
+    }
+
+    /// Opens a shard to append at `end`; what lies behind is cut off.
+    fn open_shard(&self, number: u32, end: u64) -> Result<OpenShard> {
+        let open = |path: &Path| {
+            OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .open(path)
+                .map_err(Error::io(path, "write"))
+        };
+        let (data_path, index_path) = (self.store.data_path(number), self.store.index_path(number));
+        let (mut data, mut index) = (open(&data_path)?, open(&index_path)?);
+        let cut = |file: &mut File, len: u64| file.set_len(len).and_then(|()| file.seek(SeekFrom::End(0)));
+        cut(&mut data, end).map_err(Error::io(&data_path, "write"))?;
+        let records =
+            index.metadata().map_err(Error::io(&index_path, "look at"))?.len() / Record::BYTES as u64;
+        cut(&mut index, records * Record::BYTES as u64).map_err(Error::io(&index_path, "write"))?;
+        Ok(OpenShard {
+            number,
+            data: BufWriter::with_capacity(1 << 20, data),
+            index,
+            end,
+            pending: Vec::new(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array;
+
+    use super::*;
+
+    fn key(number: u32) -> Key {
+        Key::of(&[&number.to_le_bytes()])
+    }
+
+    fn tensor(number: u32) -> ArrayD<f32> {
+        Array::from_shape_fn((2, 3, 4), |(a, b, c)| {
+            number as f32 + (a * 12 + b * 4 + c) as f32 / 100.0
+        })
+        .into_dyn()
+    }
+
+    fn fill(store: &mut Store, numbers: std::ops::Range<u32>) {
+        let mut writer = store.writer_with(1000, || {}).unwrap();
+        for number in numbers {
+            writer
+                .append(key(number), &[tensor(number).view(), tensor(number + 1).view()])
+                .unwrap();
+        }
+        writer.finish().unwrap();
+    }
+
+    fn sound(store: &Store, numbers: std::ops::Range<u32>) -> usize {
+        numbers
+            .filter(|&n| {
+                store
+                    .read(key(n))
+                    .is_some_and(|read| read == [tensor(n), tensor(n + 1)])
+            })
+            .count()
+    }
+
+    #[test]
+    fn entries_come_back_over_several_shards_and_sessions() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path().join("new/folder")).unwrap();
+        assert!(store.is_empty());
+        fill(&mut store, 0..10);
+        assert_eq!(sound(&store, 0..10), 10);
+        fill(&mut Store::open(dir.path().join("new/folder")).unwrap(), 10..23);
+        let store = Store::open(dir.path().join("new/folder")).unwrap();
+        assert_eq!((store.len(), sound(&store, 0..23)), (23, 23));
+        assert!(store.shards.len() > 3, "1000-byte shards hold few entries");
+        assert!(store.read(key(23)).is_none());
+    }
+
+    #[test]
+    fn an_interrupted_run_leaves_what_was_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        let mut writer = store.writer(|| {}).unwrap();
+        writer
+            .append(key(0), &[tensor(0).view(), tensor(1).view()])
+            .unwrap();
+        writer.commit().unwrap();
+        writer
+            .append(key(1), &[tensor(1).view(), tensor(2).view()])
+            .unwrap();
+        drop(writer);
+        // A crash may also leave half a record and half a payload behind.
+        let half = |name: &str| {
+            let mut file = OpenOptions::new()
+                .append(true)
+                .open(dir.path().join(name))
+                .unwrap();
+            file.write_all(&[7; 13]).unwrap();
+        };
+        half("shard-0000.bin");
+        half("shard-0000.idx");
+        let mut store = Store::open(dir.path()).unwrap();
+        assert_eq!((store.len(), sound(&store, 0..1)), (1, 1));
+        fill(&mut store, 1..4);
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!((store.len(), sound(&store, 0..4)), (4, 4));
+    }
+
+    #[test]
+    fn damage_is_found_and_mended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        fill(&mut store, 0..3);
+        drop(store);
+        let path = dir.path().join("shard-0000.bin");
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[100] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        let keys = [key(0), key(1), key(2)];
+        assert_eq!(store.damaged(&keys), [key(0)]);
+        assert!(store.read(key(0)).is_none() && store.contains(key(0)));
+        store.forget(&[key(0)]);
+        assert!(!store.contains(key(0)));
+        fill(&mut store, 0..1);
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!((store.damaged(&keys).len(), sound(&store, 0..3)), (0, 3));
+    }
+
+    #[test]
+    fn a_shard_cut_short_loses_only_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        fill(&mut store, 0..3);
+        drop(store);
+        let file = OpenOptions::new()
+            .write(true)
+            .open(dir.path().join("shard-0000.bin"))
+            .unwrap();
+        file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        assert_eq!((store.len(), sound(&store, 0..2)), (2, 2));
+        fill(&mut store, 2..3);
+        assert_eq!(sound(&Store::open(dir.path()).unwrap(), 0..3), 3);
+    }
+
+    #[test]
+    fn writers_take_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = Store::open(dir.path()).unwrap();
+        let mut writer = first.writer(|| panic!("nobody else writes")).unwrap();
+        writer
+            .append(key(0), &[tensor(0).view(), tensor(1).view()])
+            .unwrap();
+        let (waits, waited) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut second = Store::open(dir.path()).unwrap();
+                let mut writer = second.writer(move || waits.send(()).unwrap()).unwrap();
+                assert!(
+                    writer.store().contains(key(0)),
+                    "the first writer's entries are seen"
+                );
+                writer
+                    .append(key(1), &[tensor(1).view(), tensor(2).view()])
+                    .unwrap();
+                writer.finish().unwrap();
+            });
+            waited.recv().unwrap();
+            writer.finish().unwrap();
+        });
+        assert_eq!(sound(&Store::open(dir.path()).unwrap(), 0..2), 2);
+    }
+}

@@ -4,9 +4,9 @@
 
 pub mod autodiff;
 pub mod config;
+pub mod data;
 pub mod diffusion;
 pub mod draws;
-pub mod data;
 mod error;
 pub mod fsutil;
 pub mod margin;
@@ -19,9 +19,9 @@ pub mod reference;
 pub mod rng;
 pub mod runtime;
 pub mod tensor;
+pub mod text;
 pub mod timestep;
 pub mod train;
 pub mod traingraph;
-pub mod text;
 
 pub use error::{Error, Result};

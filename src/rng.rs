@@ -53,6 +53,8 @@ pub enum Purpose {
     Probe = 8,
     /// The order of the pairs in an epoch.
     Order = 9,
+    /// Which image of a tied pair counts as preferred.
+    Tie = 10,
 }
 
 /// The source of all streams of a run.
@@ -135,7 +137,7 @@ mod tests {
 
     use super::*;
 
-    const PURPOSES: [Purpose; 10] = [
+    const PURPOSES: [Purpose; 11] = [
         Purpose::Noise,
         Purpose::Timestep,
         Purpose::Latent,
@@ -146,6 +148,7 @@ mod tests {
         Purpose::Evaluation,
         Purpose::Probe,
         Purpose::Order,
+        Purpose::Tie,
     ];
 
     fn noise(seed: u64, pair: u64, visit: u64) -> Vec<f32> {

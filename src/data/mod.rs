@@ -4,12 +4,91 @@
 //! parquet shards ─► importer ─► decode, resize, crop ─► VAE moments ─┐
 //!                          └─► caption ─► text embedding ────────────┴► encoding cache ─► loader ─► batch
 //! ```
+//!
+//! [`open`] finds a split, [`Dataset::prepare`] encodes it once and for all, [`Loader`] hands out batches.
 
 pub mod cache;
+mod dataset;
+#[cfg(test)]
+mod dataset_tests;
+mod decode;
+mod encoder;
+mod fill;
 pub mod image;
+mod latent;
+mod loader;
+#[cfg(test)]
+mod loader_tests;
+mod onnx_encoders;
 mod pair;
 mod pickapic;
 mod shards;
+mod table;
+#[cfg(test)]
+mod testing;
+mod views;
 
+use crate::Result;
+use crate::config::data::{DataConfig, DataKind, Ties};
+
+pub use dataset::Dataset;
+pub use encoder::{CaptionEncoder, Encoders, Identity, ImageEncoder};
+pub use fill::{EncodeOptions, OnProgress, Progress, Stage};
+pub use latent::{LatentScaling, Moments};
+pub use loader::{BatchPair, Loader, LoaderState, PairBatch};
+pub use onnx_encoders::OnnxEncoders;
 pub use pair::{Pair, PairSource, Preference, Row, Rows};
 pub use pickapic::PickAPic;
+pub use table::{Counts, PairRow};
+pub use views::Views;
+
+/// Splits that serve as held-out ones, the best first.
+const HELDOUT_SPLITS: [&str; 3] = ["heldout", "validation", "test"];
+
+/// Which part of a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// What is trained on.
+    Train,
+    /// What is evaluated on.
+    Heldout,
+}
+
+/// Opens a part of the configured data set; `None` if no split serves as held-out one and none was named.
+///
+/// # Errors
+/// The files are missing or are not what the format says.
+pub fn open(config: &DataConfig, part: Part) -> Result<Option<Box<dyn PairSource>>> {
+    let split = match part {
+        Part::Train => Some(config.split.as_str()),
+        Part::Heldout => match &config.heldout_split {
+            Some(split) => Some(split.as_str()),
+            None => PickAPic::first_split(&config.path, &HELDOUT_SPLITS)?,
+        },
+    };
+    match (config.kind, split) {
+        (DataKind::Pickapic, Some(split)) => Ok(Some(Box::new(PickAPic::open(&config.path, split)?))),
+        (DataKind::Pickapic, None) => Ok(None),
+    }
+}
+
+impl EncodeOptions {
+    /// How the configuration wants a part encoded: held-out pairs have one view each and no ties.
+    pub fn new(config: &DataConfig, part: Part) -> Self {
+        let train = part == Part::Train;
+        Self {
+            resolution: config.resolution,
+            views: match train {
+                true => Views {
+                    crops: config.crops,
+                    flip: config.flip,
+                },
+                false => Views::default(),
+            },
+            keep_ties: train && config.ties != Ties::Drop,
+            max_skipped_share: config.max_skipped_share,
+            batch: config.encode_batch,
+            verify: config.verify_cache,
+        }
+    }
+}

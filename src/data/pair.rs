@@ -1,11 +1,14 @@
 //! What an importer delivers: rows of a preference data set, one at a time and in a fixed order.
 
+use serde::{Deserialize, Serialize};
+
 use crate::Result;
 use crate::model_folder::ContentHash;
 use crate::rng::PairId;
 
 /// Which image of a pair people preferred.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Preference {
     /// The first image.
     First,

@@ -88,6 +88,11 @@ impl Store {
         Ok(())
     }
 
+    /// The cache folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Numbers of the shards that have an index.
     fn numbers(&self) -> Result<Vec<u32>> {
         if !self.folder.is_dir() {

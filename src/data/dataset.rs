@@ -1,0 +1,357 @@
+//! A split with everything encoded: pairs, latent distributions and text embeddings by index.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array2, Ix2};
+use serde_json::json;
+
+use super::cache::{Key, Store};
+use super::encoder::{Encoders, Identity};
+use super::fill::{EncodeOptions, OnProgress, Progress, Stage, caption_key, fill, view_key};
+use super::image::{PREPROCESSING_VERSION, View};
+use super::latent::{LatentScaling, Moments};
+use super::pair::{PairSource, Preference};
+use super::table::{Counts, IMPORTER_VERSION, PairRow, Table};
+use crate::model_folder::ContentHash;
+use crate::rng::PairId;
+use crate::{Error, Result};
+
+/// A split ready for training or evaluation.
+#[derive(Debug)]
+pub struct Dataset {
+    table: Table,
+    images: Store,
+    captions: Store,
+    scaling: LatentScaling,
+    options: EncodeOptions,
+    latent_shape: [usize; 3],
+    text_shape: [usize; 2],
+    has_variance: bool,
+}
+
+impl Dataset {
+    /// Opens a split, encoding into `cache` what is not there yet. If nothing changed since an earlier run,
+    /// neither the data set nor a model is loaded.
+    ///
+    /// # Errors
+    /// The data set or the model is not what it should be, too many rows are damaged, the cache cannot be
+    /// written, or `progress` asked to stop ([`Error::Interrupted`]).
+    pub fn prepare(
+        source: &dyn PairSource,
+        encoders: &dyn Encoders,
+        cache: &Path,
+        options: EncodeOptions,
+        progress: &mut OnProgress<'_>,
+    ) -> Result<Self> {
+        let folders = Folders::new(cache, &encoders.identity()?, source, &options)?;
+        let mut images = Store::open(&folders.images)?;
+        let mut captions = Store::open(&folders.captions)?;
+        let scaling = encoders.scaling()?;
+        let finished =
+            Table::load(&folders.table).filter(|table| is_complete(table, &images, &captions, &options));
+        let damaged = match &finished {
+            Some(table) => find_damage(table, &options, &mut images, &mut captions, progress)?,
+            None => false,
+        };
+        let table = match finished.filter(|_| !damaged) {
+            Some(table) => table,
+            None => {
+                let table = fill_stores(source, encoders, &options, &mut images, &mut captions, progress)?;
+                folders.describe(&options)?;
+                table.save(&folders.table)?;
+                table
+            }
+        };
+        Self::new(table, images, captions, scaling, options)
+    }
+
+    fn new(
+        table: Table,
+        images: Store,
+        captions: Store,
+        scaling: LatentScaling,
+        options: EncodeOptions,
+    ) -> Result<Self> {
+        let mut dataset = Self {
+            table,
+            images,
+            captions,
+            scaling,
+            options,
+            latent_shape: [0; 3],
+            text_shape: [0; 2],
+            has_variance: true,
+        };
+        let first = dataset.moments(0, View::CENTER)?;
+        let (channels, height, width) = first[0].mean.dim();
+        dataset.latent_shape = [channels, height, width];
+        dataset.has_variance = first[0].logvar.is_some();
+        dataset.text_shape = dataset.embedding("")?.dim().into();
+        Ok(dataset)
+    }
+
+    /// The usable pairs, in the order of their ids.
+    pub fn pairs(&self) -> &[PairRow] {
+        &self.table.pairs
+    }
+
+    /// Index of the pair with this id, if it is among the usable ones.
+    pub fn index_of(&self, id: PairId) -> Option<usize> {
+        self.table.pairs.binary_search_by_key(&id, |pair| pair.id).ok()
+    }
+
+    /// Rows read, used and left out.
+    pub fn counts(&self) -> &Counts {
+        &self.table.counts
+    }
+
+    /// Hash over captions, labels and images of all rows, in hexadecimal, for the run's manifest.
+    pub fn hash(&self) -> &str {
+        &self.table.hash
+    }
+
+    /// Shape of a latent, (C,H,W).
+    pub fn latent_shape(&self) -> [usize; 3] {
+        self.latent_shape
+    }
+
+    /// Shape of a caption's embedding, (L,D).
+    pub fn text_shape(&self) -> [usize; 2] {
+        self.text_shape
+    }
+
+    /// How latents are scaled when they are drawn.
+    pub fn scaling(&self) -> LatentScaling {
+        self.scaling
+    }
+
+    /// How the split was encoded.
+    pub fn options(&self) -> &EncodeOptions {
+        &self.options
+    }
+
+    /// What a user should know before training: one sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let counts = &self.table.counts;
+        let mut warnings = Vec::new();
+        if !self.has_variance {
+            warnings.push(
+                "the VAE export gives latent_sample only, so every visit of an image sees the same latent; \
+                 export it with a current optimum-onnx to draw a new one each time"
+                    .to_owned(),
+            );
+        }
+        if counts.skipped > 0 {
+            let examples = self.table.examples.join("; ");
+            warnings.push(format!(
+                "{} of {} rows are damaged and skipped, such as {examples}",
+                counts.skipped, counts.rows
+            ));
+        }
+        if counts.truncated_captions > 0 {
+            let (cut, all, context) = (counts.truncated_captions, counts.captions, self.text_shape[0]);
+            warnings.push(format!(
+                "{cut} of {all} captions are longer than {context} tokens and are cut"
+            ));
+        }
+        warnings
+    }
+
+    /// Caption of a pair.
+    pub fn caption(&self, index: usize) -> &str {
+        &self.table.captions[self.table.pairs[index].caption as usize]
+    }
+
+    /// Latent distributions of a pair, the preferred image first (of a tie, the first image). The view must be
+    /// one of those that were encoded.
+    ///
+    /// # Errors
+    /// The cache was damaged since it was opened.
+    pub fn moments(&self, index: usize, view: View) -> Result<[Moments; 2]> {
+        let pair = &self.table.pairs[index];
+        let read = |image: Key| {
+            let tensors = self.images.read(view_key(image, view));
+            tensors
+                .and_then(Moments::from_tensors)
+                .ok_or_else(|| self.lost(&self.images))
+        };
+        let [first, second] = pair.images;
+        Ok(match pair.preference {
+            Preference::Second => [read(second)?, read(first)?],
+            Preference::First | Preference::Tie => [read(first)?, read(second)?],
+        })
+    }
+
+    /// Embedding of a caption of this split or of the empty one; (L,D).
+    ///
+    /// # Errors
+    /// The cache was damaged since it was opened.
+    pub fn embedding(&self, caption: &str) -> Result<Array2<f32>> {
+        let tensors = self.captions.read(caption_key(caption)).unwrap_or_default();
+        let embedding = tensors
+            .into_iter()
+            .next()
+            .and_then(|t| t.into_dimensionality::<Ix2>().ok());
+        embedding.ok_or_else(|| self.lost(&self.captions))
+    }
+
+    fn lost(&self, store: &Store) -> Error {
+        Error::bad(
+            store.folder().display().to_string(),
+            "an entry of the encoding cache is damaged or of another shape",
+            "Run again with data.verify_cache: true, which finds and re-makes damaged entries.",
+        )
+    }
+}
+
+/// Where a split's encodings are kept.
+struct Folders {
+    images: PathBuf,
+    captions: PathBuf,
+    table: PathBuf,
+    identity: Identity,
+}
+
+impl Folders {
+    fn new(
+        cache: &Path,
+        identity: &Identity,
+        source: &dyn PairSource,
+        options: &EncodeOptions,
+    ) -> Result<Self> {
+        let EncodeOptions {
+            resolution,
+            views,
+            keep_ties,
+            max_skipped_share,
+            ..
+        } = options;
+        let images = Key::of(&[
+            &identity.images.0,
+            &resolution.to_le_bytes(),
+            &PREPROCESSING_VERSION.to_le_bytes(),
+        ]);
+        let captions = Key::of(&[&identity.captions.0]);
+        let ContentHash(stamp) = source.stamp()?;
+        let choices = format!("{IMPORTER_VERSION} {views:?} {keep_ties} {max_skipped_share}");
+        let table = Key::of(&[images.as_bytes(), captions.as_bytes(), &stamp, choices.as_bytes()]);
+        Ok(Self {
+            images: cache.join(format!("images-{images}")),
+            captions: cache.join(format!("captions-{captions}")),
+            table: cache.join("tables").join(format!("{table}.json")),
+            identity: *identity,
+        })
+    }
+
+    /// Leaves a note in each folder on what it holds, for people who clean up.
+    fn describe(&self, options: &EncodeOptions) -> Result<()> {
+        let notes = [
+            (
+                &self.images,
+                json!({"vae_encoder": self.identity.images.to_string(), "resolution": options.resolution}),
+            ),
+            (
+                &self.captions,
+                json!({"text_encoder": self.identity.captions.to_string()}),
+            ),
+        ];
+        for (folder, note) in notes {
+            let path = folder.join("about.json");
+            fs::write(&path, format!("{note:#}\n")).map_err(Error::io(&path, "write"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Keys of every entry that a table needs: of images, and of captions.
+fn needed(table: &Table, options: &EncodeOptions) -> (Vec<Key>, Vec<Key>) {
+    let images = table.pairs.iter().flat_map(|pair| pair.images);
+    let images = images.flat_map(|image| options.views.all().map(move |view| view_key(image, view)));
+    let captions = table
+        .captions
+        .iter()
+        .map(String::as_str)
+        .chain([""])
+        .map(caption_key);
+    (images.collect(), captions.collect())
+}
+
+fn is_complete(table: &Table, images: &Store, captions: &Store, options: &EncodeOptions) -> bool {
+    let (image_keys, caption_keys) = needed(table, options);
+    let present = |store: &Store, keys: &[Key]| keys.iter().all(|&key| store.contains(key));
+    !table.pairs.is_empty() && present(images, &image_keys) && present(captions, &caption_keys)
+}
+
+/// Whether entries of a complete table are damaged.
+fn find_damage(
+    table: &Table,
+    options: &EncodeOptions,
+    images: &mut Store,
+    captions: &mut Store,
+    progress: &mut OnProgress<'_>,
+) -> Result<bool> {
+    if !options.verify {
+        return Ok(false);
+    }
+    let (image_keys, caption_keys) = needed(table, options);
+    let total = (image_keys.len() + caption_keys.len()) as u64;
+    let mut done = 0;
+    let mut damaged = false;
+    for (store, keys) in [(images, image_keys), (captions, caption_keys)] {
+        for part in keys.chunks(4096) {
+            damaged |= !store.damaged(part).is_empty();
+            done += part.len() as u64;
+            if (progress)(Progress {
+                stage: Stage::Checking,
+                done,
+                total,
+            })
+            .is_break()
+            {
+                return Err(Error::Interrupted("the cache was being checked".into()));
+            }
+        }
+    }
+    Ok(damaged)
+}
+
+fn fill_stores(
+    source: &dyn PairSource,
+    encoders: &dyn Encoders,
+    options: &EncodeOptions,
+    images: &mut Store,
+    captions: &mut Store,
+    progress: &mut OnProgress<'_>,
+) -> Result<Table> {
+    let total = source.len();
+    let mut waiting = ControlFlow::Continue(());
+    let mut wait = |progress: &mut OnProgress<'_>| {
+        waiting = (progress)(Progress {
+            stage: Stage::Waiting,
+            done: 0,
+            total,
+        });
+    };
+    let mut image_writer = images.writer(|| wait(progress))?;
+    let mut caption_writer = captions.writer(|| wait(progress))?;
+    if waiting.is_break() {
+        return Err(Error::Interrupted(
+            "another process was writing to the cache".into(),
+        ));
+    }
+    for writer in [&mut image_writer, &mut caption_writer] {
+        let keys: Vec<Key> = writer.store().keys().collect();
+        let damaged = match options.verify {
+            true => writer.store().damaged(&keys),
+            false => Vec::new(),
+        };
+        writer.forget(&damaged);
+    }
+    let writers = (&mut image_writer, &mut caption_writer);
+    let table = fill(source, encoders, options, writers, progress)?;
+    image_writer.finish()?;
+    caption_writer.finish()?;
+    Ok(table)
+}

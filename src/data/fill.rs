@@ -1,0 +1,404 @@
+//! Filling the encoding cache: one pass over a split, in which only what the cache lacks is decoded and
+//! encoded.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+
+use indexmap::IndexSet;
+use ndarray::{Array4, Axis};
+use rayon::prelude::*;
+
+use super::cache::{Key, Writer};
+use super::decode::{CHUNKS_WAITING, Checked, Decoder, PairHead};
+use super::encoder::{CaptionEncoder, Encoders, ImageEncoder};
+use super::image::{Prepared, View};
+use super::pair::{PairSource, Preference};
+use super::table::{PairRow, Table};
+use super::views::Views;
+use crate::text::Tokens;
+use crate::{Error, Result};
+
+/// What preparing a data set is busy with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Another process writes to the same cache.
+    Waiting,
+    /// Checksums of the cache are compared.
+    Checking,
+    /// Rows are read and images encoded.
+    Images,
+    /// Captions are encoded.
+    Captions,
+}
+
+/// How far preparing a data set has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// The present stage.
+    pub stage: Stage,
+    /// Rows or captions done.
+    pub done: u64,
+    /// Rows or captions in all.
+    pub total: u64,
+}
+
+/// Hears of progress; `Break` stops the work, which a later run takes up again.
+pub type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+
+/// How a split is encoded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EncodeOptions {
+    /// Side of the square images, in pixels.
+    pub resolution: u32,
+    /// Views of each image.
+    pub views: Views,
+    /// Whether ties become pairs.
+    pub keep_ties: bool,
+    /// Share of damaged rows above which the data set is refused.
+    pub max_skipped_share: f64,
+    /// Images or captions encoded at once.
+    pub batch: usize,
+    /// Whether the checksums of all entries are compared before use.
+    pub verify: bool,
+}
+
+/// Cache key of one view of an image file.
+pub(super) fn view_key(image: Key, view: View) -> Key {
+    let (x, y) = view.crop.unwrap_or((f64::NAN, f64::NAN));
+    Key::of(&[
+        image.as_bytes(),
+        &x.to_bits().to_le_bytes(),
+        &y.to_bits().to_le_bytes(),
+        &[view.flip.into()],
+    ])
+}
+
+/// Cache key of a caption.
+pub(super) fn caption_key(caption: &str) -> Key {
+    Key::of(&[caption.as_bytes()])
+}
+
+/// Reads the whole split and returns its table, with every entry that it needs in the cache.
+pub(super) fn fill(
+    source: &dyn PairSource,
+    encoders: &dyn Encoders,
+    options: &EncodeOptions,
+    (images, captions): (&mut Writer<'_>, &mut Writer<'_>),
+    progress: &mut OnProgress<'_>,
+) -> Result<Table> {
+    let mut table = ImagePass::new(source, encoders, options, images, progress).run()?;
+    if table.pairs.is_empty() {
+        return Err(no_pairs(source, &table));
+    }
+    encode_captions(encoders, options, captions, progress, &mut table)?;
+    Ok(table)
+}
+
+fn no_pairs(source: &dyn PairSource, table: &Table) -> Error {
+    let counts = &table.counts;
+    let what = format!(
+        "has no usable pair: of {} rows {} are ties, {} unlabelled, {} damaged",
+        counts.rows, counts.ties, counts.unlabelled, counts.skipped
+    );
+    Error::bad(
+        source.place(),
+        what,
+        "Check that data.path is the right data set.",
+    )
+}
+
+struct ImagePass<'a, 'w, 'p> {
+    source: &'a dyn PairSource,
+    encoders: &'a dyn Encoders,
+    options: &'a EncodeOptions,
+    writer: &'a mut Writer<'w>,
+    progress: &'a mut OnProgress<'p>,
+    /// Loaded when there is something to encode.
+    encoder: Option<Box<dyn ImageEncoder + 'a>>,
+    queue: VecDeque<(Key, Arc<Prepared>, View)>,
+    /// Image files that do not decode, and why.
+    broken: HashMap<Key, String>,
+    captions: IndexSet<String>,
+    hasher: blake3::Hasher,
+    table: Table,
+}
+
+impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
+    fn new(
+        source: &'a dyn PairSource,
+        encoders: &'a dyn Encoders,
+        options: &'a EncodeOptions,
+        writer: &'a mut Writer<'w>,
+        progress: &'a mut OnProgress<'p>,
+    ) -> Self {
+        Self {
+            source,
+            encoders,
+            options,
+            writer,
+            progress,
+            encoder: None,
+            queue: VecDeque::new(),
+            broken: HashMap::new(),
+            captions: IndexSet::new(),
+            hasher: blake3::Hasher::new(),
+            table: Table::default(),
+        }
+    }
+
+    fn run(mut self) -> Result<Table> {
+        let decoder = Decoder {
+            source: self.source,
+            resolution: self.options.resolution,
+            keep_ties: self.options.keep_ties,
+            views: self.options.views,
+            present: self.writer.store().keys().collect(),
+            claimed: HashSet::new(),
+        };
+        let (send, receive) = sync_channel(CHUNKS_WAITING);
+        std::thread::scope(|scope| {
+            scope.spawn(move || decoder.run(&send));
+            // Leaving early drops the receiver, upon which the decoder ends.
+            for chunk in receive {
+                for row in chunk? {
+                    self.take(row)?;
+                }
+                self.encode_queued(self.options.batch)?;
+                self.report()?;
+            }
+            self.encode_queued(1)
+        })?;
+        self.table.hash = self.hasher.finalize().to_hex().to_string();
+        self.table.counts.pairs = self.table.pairs.len() as u64;
+        self.table.captions = self.captions.into_iter().collect();
+        Ok(self.table)
+    }
+
+    fn take(&mut self, row: Checked) -> Result<()> {
+        self.table.counts.rows += 1;
+        match row {
+            Checked::Unlabelled(id) => {
+                self.hash_row(id.0, b"unlabelled", &[]);
+                self.table.counts.unlabelled += 1;
+            }
+            Checked::Damaged(id, reason) => {
+                self.hash_row(id.0, b"damaged", &[]);
+                self.table.skip(&self.source.locate(id), &reason);
+            }
+            Checked::Pair {
+                pair,
+                images,
+                decoded,
+            } => {
+                let label: &[u8] = match pair.preference {
+                    Preference::First => b"first",
+                    Preference::Second => b"second",
+                    Preference::Tie => b"tie",
+                };
+                let content = [
+                    pair.caption.as_bytes(),
+                    images[0].as_bytes(),
+                    images[1].as_bytes(),
+                ];
+                self.hash_row(pair.id.0, label, &content);
+                for (key, outcome) in decoded {
+                    self.enqueue(key, outcome);
+                }
+                self.add_pair(pair, images);
+            }
+        }
+        self.check_share()
+    }
+
+    fn hash_row(&mut self, id: u64, label: &[u8], content: &[&[u8]]) {
+        let id = id.to_le_bytes();
+        let parts = [&id[..], label].into_iter().chain(content.iter().copied());
+        self.hasher.update(Key::of(&parts.collect::<Vec<_>>()).as_bytes());
+    }
+
+    fn enqueue(&mut self, image: Key, outcome: Result<Arc<Prepared>, String>) {
+        match outcome {
+            Ok(prepared) => {
+                for view in self.options.views.all() {
+                    let key = view_key(image, view);
+                    if !self.writer.store().contains(key) {
+                        self.queue.push_back((key, prepared.clone(), view));
+                    }
+                }
+            }
+            Err(reason) => {
+                self.broken.insert(image, reason);
+            }
+        }
+    }
+
+    fn add_pair(&mut self, pair: PairHead, images: [Key; 2]) {
+        let PairHead {
+            id,
+            caption,
+            preference,
+            scores,
+        } = pair;
+        if preference == Preference::Tie {
+            self.table.counts.ties += 1;
+            if !self.options.keep_ties {
+                return;
+            }
+        }
+        if let Some(reason) = images.iter().find_map(|image| self.broken.get(image)) {
+            self.table.skip(&self.source.locate(id), reason);
+            return;
+        }
+        let caption = self.captions.insert_full(caption).0 as u32;
+        self.table.pairs.push(PairRow {
+            id,
+            preference,
+            caption,
+            scores,
+            images,
+        });
+    }
+
+    /// Refuses as soon as it is certain that too many rows are damaged.
+    fn check_share(&self) -> Result<()> {
+        let (skipped, rows) = (self.table.counts.skipped, self.source.len());
+        if skipped as f64 <= self.options.max_skipped_share * rows as f64 {
+            return Ok(());
+        }
+        let share = self.options.max_skipped_share * 100.0;
+        Err(Error::bad(
+            self.source.place(),
+            format!(
+                "more than {share}% of its {rows} rows are damaged, such as {}",
+                self.table.examples.join("; ")
+            ),
+            "Get the data set anew, or raise data.max_skipped_share.",
+        ))
+    }
+
+    fn report(&mut self) -> Result<()> {
+        let (done, total) = (self.table.counts.rows, self.source.len());
+        match (self.progress)(Progress {
+            stage: Stage::Images,
+            done,
+            total,
+        }) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(stopped(&format!("{done} of {total} rows were encoded"))),
+        }
+    }
+
+    /// Encodes what waits, in full batches, down to fewer than `least`.
+    fn encode_queued(&mut self, least: usize) -> Result<()> {
+        while self.queue.len() >= least.max(1) {
+            let batch: Vec<_> = self
+                .queue
+                .drain(..self.queue.len().min(self.options.batch.max(1)))
+                .collect();
+            let encoder = match &mut self.encoder {
+                Some(encoder) => encoder,
+                none => none.insert(self.encoders.images(self.options.resolution)?),
+            };
+            let moments = encoder.encode(assemble(&batch, self.options.resolution as usize).view())?;
+            for ((key, ..), moments) in batch.iter().zip(&moments) {
+                if !moments.is_finite() {
+                    return Err(not_finite(self.source));
+                }
+                self.writer.append(*key, &moments.tensors())?;
+            }
+            self.writer.commit()?;
+        }
+        Ok(())
+    }
+}
+
+/// Images (N,3,R,R) of a batch.
+fn assemble(batch: &[(Key, Arc<Prepared>, View)], side: usize) -> Array4<f32> {
+    let mut images = Array4::zeros((batch.len(), 3, side, side));
+    let mut slots: Vec<_> = images.axis_iter_mut(Axis(0)).collect();
+    slots
+        .par_iter_mut()
+        .zip(batch)
+        .for_each(|(slot, (_, prepared, view))| {
+            let slot = slot
+                .as_slice_mut()
+                .expect("images of a new batch lie one behind the other");
+            prepared.write(*view, slot);
+        });
+    drop(slots);
+    images
+}
+
+fn not_finite(source: &dyn PairSource) -> Error {
+    Error::bad(
+        source.place(),
+        "the VAE encoder gives values that are no numbers for one of its images",
+        "VAEs in half precision overflow: export the VAE in fp32 (SDXL has a repaired fp16 one).",
+    )
+}
+
+fn stopped(done: &str) -> Error {
+    Error::Interrupted(format!(
+        "{done}; they are kept, and the next run goes on from there"
+    ))
+}
+
+/// Encodes the captions that the cache lacks, and the empty one for prompt dropout.
+fn encode_captions(
+    encoders: &dyn Encoders,
+    options: &EncodeOptions,
+    writer: &mut Writer<'_>,
+    progress: &mut OnProgress<'_>,
+    table: &mut Table,
+) -> Result<()> {
+    let mut encoder = encoders.captions()?;
+    let tokens: Vec<Tokens> = table
+        .captions
+        .iter()
+        .map(|c| encoder.tokenize(c))
+        .collect::<Result<_>>()?;
+    table.counts.captions = tokens.len() as u64;
+    table.counts.truncated_captions = tokens.iter().filter(|t| t.truncated).count() as u64;
+    let empty = encoder.tokenize("")?;
+    let all = table
+        .captions
+        .iter()
+        .map(String::as_str)
+        .zip(&tokens)
+        .chain([("", &empty)]);
+    let missing: Vec<(Key, &Tokens)> = all
+        .map(|(caption, tokens)| (caption_key(caption), tokens))
+        .filter(|(key, _)| !writer.store().contains(*key))
+        .collect();
+    let total = missing.len() as u64;
+    let mut done = 0;
+    for batch in missing.chunks(options.batch.max(1)) {
+        encode_batch(&mut *encoder, batch, writer)?;
+        done += batch.len() as u64;
+        if (progress)(Progress {
+            stage: Stage::Captions,
+            done,
+            total,
+        })
+        .is_break()
+        {
+            return Err(stopped(&format!("{done} of {total} captions were encoded")));
+        }
+    }
+    Ok(())
+}
+
+fn encode_batch(
+    encoder: &mut dyn CaptionEncoder,
+    batch: &[(Key, &Tokens)],
+    writer: &mut Writer<'_>,
+) -> Result<()> {
+    let tokens: Vec<&Tokens> = batch.iter().map(|(_, tokens)| *tokens).collect();
+    let embeddings = encoder.encode(&tokens)?;
+    for ((key, _), embedding) in batch.iter().zip(&embeddings) {
+        writer.append(*key, &[embedding.view().into_dyn()])?;
+    }
+    writer.commit()
+}

@@ -1,0 +1,207 @@
+//! Batches of pairs in a shuffled order that depends on the seed alone.
+//!
+//! Epoch e visits every pair once, in the order that the stream of (seed, e) shuffles them into; e is the
+//! visit number of all its pairs. A batch goes on into the next epoch where one ends. What a visit draws
+//! (view, latents, prompt dropout, winner of a tie) comes from the pair's own streams, so that neither batch
+//! size nor resuming changes it.
+
+use ndarray::{Array3, Array4, ArrayViewMut2, ArrayViewMut3, Axis};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::dataset::Dataset;
+use super::pair::Preference;
+use crate::config::data::Ties;
+use crate::rng::{PairId, Purpose, Streams, Visit};
+use crate::{Error, Result};
+
+/// Where a loader stands; all that a checkpoint has to keep of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LoaderState {
+    /// Epochs completed.
+    pub epoch: u64,
+    /// Pairs of the present epoch that were handed out.
+    pub cursor: u64,
+}
+
+/// A pair in a batch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BatchPair {
+    /// Which pair.
+    pub id: PairId,
+    /// Its index in the data set.
+    pub index: usize,
+    /// Which visit: the key of its noise and timestep streams.
+    pub visit: Visit,
+    /// Probability that the image called preferred is the better one: 1, or 0.5 for a tie under `ties: soft`.
+    pub label: f32,
+    /// Weight of the pair's loss: 1, or 0.5 for a tie under `ties: half`.
+    pub weight: f32,
+    /// Whether the caption was replaced by the empty one.
+    pub prompt_dropped: bool,
+}
+
+/// Pairs with all that a step needs of them, B pairs in one order throughout.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PairBatch {
+    /// The pairs.
+    pub pairs: Vec<BatchPair>,
+    /// Latents of the preferred images, scaled; (B,C,H,W).
+    pub preferred: Array4<f32>,
+    /// Latents of the rejected images, scaled; (B,C,H,W).
+    pub rejected: Array4<f32>,
+    /// Text embeddings, shared by both images of a pair; (B,L,D).
+    pub text: Array3<f32>,
+}
+
+/// Hands out batches without end.
+#[derive(Debug)]
+pub struct Loader<'a> {
+    dataset: &'a Dataset,
+    streams: Streams,
+    ties: Ties,
+    prompt_dropout: f64,
+    state: LoaderState,
+    /// Indices of the pairs in the order of the present epoch.
+    order: Vec<u32>,
+}
+
+impl<'a> Loader<'a> {
+    /// A loader at the start of the first epoch.
+    pub fn new(dataset: &'a Dataset, streams: Streams, ties: Ties, prompt_dropout: f64) -> Self {
+        let mut loader = Self {
+            dataset,
+            streams,
+            ties,
+            prompt_dropout,
+            state: LoaderState::default(),
+            order: Vec::new(),
+        };
+        loader.shuffle();
+        loader
+    }
+
+    /// Where the loader stands.
+    pub fn state(&self) -> LoaderState {
+        self.state
+    }
+
+    /// Goes on where another loader over the same data stood.
+    ///
+    /// # Errors
+    /// The state is that of a larger data set.
+    pub fn resume(&mut self, state: LoaderState) -> Result<()> {
+        let pairs = self.order.len() as u64;
+        if state.cursor > pairs {
+            let what = format!(
+                "stands at pair {} of an epoch, but the data has {pairs}",
+                state.cursor
+            );
+            return Err(Error::bad(
+                "checkpoint",
+                what,
+                "Resume with the data that the run was started with.",
+            ));
+        }
+        self.state = state;
+        self.shuffle();
+        Ok(())
+    }
+
+    fn shuffle(&mut self) {
+        self.order = (0..self.dataset.pairs().len() as u32).collect();
+        self.streams
+            .epoch_order(self.state.epoch)
+            .shuffle(&mut self.order);
+    }
+
+    fn next_pair(&mut self) -> BatchPair {
+        if self.state.cursor >= self.order.len() as u64 {
+            self.state = LoaderState {
+                epoch: self.state.epoch + 1,
+                cursor: 0,
+            };
+            self.shuffle();
+        }
+        let index = self.order[self.state.cursor as usize] as usize;
+        self.state.cursor += 1;
+        let pair = &self.dataset.pairs()[index];
+        let (id, visit) = (pair.id, Visit(self.state.epoch));
+        let (label, weight) = match (pair.preference, self.ties) {
+            (Preference::Tie, Ties::Soft) => (0.5, 1.0),
+            (Preference::Tie, Ties::Half) => (1.0, 0.5),
+            _ => (1.0, 1.0),
+        };
+        let prompt_dropped = self
+            .streams
+            .pair(Purpose::PromptDropout, id, visit)
+            .chance(self.prompt_dropout);
+        BatchPair {
+            id,
+            index,
+            visit,
+            label,
+            weight,
+            prompt_dropped,
+        }
+    }
+
+    /// The next `pairs` pairs.
+    ///
+    /// # Errors
+    /// The cache was damaged since it was opened.
+    pub fn next_batch(&mut self, pairs: usize) -> Result<PairBatch> {
+        let pairs: Vec<BatchPair> = (0..pairs).map(|_| self.next_pair()).collect();
+        let [channels, height, width] = self.dataset.latent_shape();
+        let [length, size] = self.dataset.text_shape();
+        let mut preferred = Array4::zeros((pairs.len(), channels, height, width));
+        let mut rejected = preferred.clone();
+        let mut text = Array3::zeros((pairs.len(), length, size));
+        let slots: Vec<_> = preferred
+            .axis_iter_mut(Axis(0))
+            .zip(rejected.axis_iter_mut(Axis(0)))
+            .zip(text.axis_iter_mut(Axis(0)))
+            .zip(&pairs)
+            .collect();
+        slots
+            .into_par_iter()
+            .try_for_each(|(((preferred, rejected), text), pair)| {
+                self.load(pair, [preferred, rejected], text)
+            })?;
+        Ok(PairBatch {
+            pairs,
+            preferred,
+            rejected,
+            text,
+        })
+    }
+
+    fn load(
+        &self,
+        pair: &BatchPair,
+        slots: [ArrayViewMut3<f32>; 2],
+        mut text: ArrayViewMut2<f32>,
+    ) -> Result<()> {
+        let view = self
+            .dataset
+            .options()
+            .views
+            .draw(&self.streams, pair.id, pair.visit);
+        let mut moments = self.dataset.moments(pair.index, view)?;
+        let tie = self.dataset.pairs()[pair.index].preference == Preference::Tie;
+        if tie && self.streams.pair(Purpose::Tie, pair.id, pair.visit).chance(0.5) {
+            moments.reverse();
+        }
+        let mut stream = self.streams.pair(Purpose::Latent, pair.id, pair.visit);
+        for (mut slot, moments) in slots.into_iter().zip(&moments) {
+            slot.assign(&moments.sample(self.dataset.scaling(), &mut stream));
+        }
+        let caption = if pair.prompt_dropped {
+            ""
+        } else {
+            self.dataset.caption(pair.index)
+        };
+        text.assign(&self.dataset.embedding(caption)?);
+        Ok(())
+    }
+}

@@ -15,6 +15,7 @@ const EXAMPLES: &str = "\
 Examples:
   ortdpo doctor                     what this machine can do
   ortdpo doctor models/tiny-sd      whether a pipeline folder is complete and loads
+  ortdpo train --config examples/stable-ema.yaml
 
 Exit codes: 0 done, 2 something in the input to mend, 130 interrupted, 1 anything else.";
 
@@ -57,7 +58,7 @@ impl Cli {
         }
         match self.command {
             Command::Doctor(command) => command.run(),
-            Command::Train(command) => command.run(),
+            Command::Train(command) => command.run(self.global.quiet),
         }
     }
 }

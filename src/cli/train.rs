@@ -1,18 +1,39 @@
 //! `ortdpo train`: which configuration, where the run goes, and what is printed instead of training.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
-use ortdpo::Result;
 use ortdpo::config::{self, Sources, TrainPlan};
+use ortdpo::progress::Console;
+use ortdpo::train::summary::Summary;
+use ortdpo::train::{self, RunOptions};
+use ortdpo::{Error, Result};
 
 use super::output;
 
+const EXAMPLES: &str = "\
+Examples:
+  ortdpo train --config examples/stable-ema.yaml --output runs/a
+  ortdpo train --config examples/stable-ema.yaml --set optimizer.lr=5e-5 --set train.steps=1000
+  ortdpo train --config runs/a/config.yaml --output runs/a --resume
+  ortdpo train --config examples/stable-ema.yaml --print-config";
+
+/// Asks the loop to finish its step, save and end.
+static STOP: AtomicBool = AtomicBool::new(false);
+
 /// Train a model on preference pairs
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Train {
     #[command(flatten)]
     configuration: Configuration,
+    /// Folder of the run [default: runs/ and the name of the configuration file]
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Go on from the newest checkpoint in the run's folder
+    #[arg(long)]
+    resume: bool,
     #[command(flatten)]
     print: Print,
 }
@@ -32,7 +53,7 @@ struct Configuration {
 }
 
 #[derive(Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct Print {
     /// Print the configuration with every default, preset and option resolved, and end
     #[arg(long)]
@@ -44,13 +65,56 @@ struct Print {
 
 impl Train {
     /// Does what was asked for.
-    pub fn run(self) -> Result<()> {
+    pub fn run(self, quiet: bool) -> Result<()> {
         if self.print.print_schema {
             return output::line(config::json_schema().trim_end());
         }
+        let output = self.output.unwrap_or_else(|| default_output(self.configuration.config.as_ref()));
         let plan = TrainPlan::resolve(&self.configuration.into_sources())?;
-        output::line(plan.to_yaml().trim_end())
+        if self.print.print_config {
+            return output::line(plan.to_yaml().trim_end());
+        }
+        ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))
+            .map_err(|e| Error::Runtime(format!("cannot listen for Ctrl-C: {e}")))?;
+        let console = Console::new(quiet);
+        let lr = plan.optimizer.effective_lr(plan.train.pairs_per_step);
+        console.say(&format!(
+            "{} pairs a step, effective learning rate {lr:.2e}",
+            plan.train.pairs_per_step
+        ));
+        let options = RunOptions {
+            output: output.clone(),
+            resume: self.resume,
+            console,
+            stop: &STOP,
+        };
+        let summary = train::run(&plan, &options)?;
+        output::line(held_out(&summary))?;
+        output::line(format!("{}: results, metrics and checkpoints", output.display()))
     }
+}
+
+fn default_output(config: Option<&PathBuf>) -> PathBuf {
+    let name = config.and_then(|c| c.file_stem()).unwrap_or("run".as_ref());
+    PathBuf::from("runs").join(name)
+}
+
+/// Held-out numbers before and after.
+fn held_out(summary: &Summary) -> String {
+    let (Some(before), Some(after)) = (summary.initial, summary.last) else {
+        return "no held-out pairs were measured".to_owned();
+    };
+    let three = |v: f64| format!("{v:.3}");
+    let small = |v: f64| format!("{v:+.2e}");
+    let ceiling = summary.ceiling_acc.map_or("-".to_owned(), three);
+    let row = |name: &str, a: String, b: String, c: &str| [name.to_owned(), a, b, c.to_owned()];
+    let rows = [
+        row("acc_init", three(before.acc_init), three(after.acc_init), &ceiling),
+        row("margin_init", small(before.margin_init), small(after.margin_init), ""),
+        row("acc_ref", three(before.acc_ref), three(after.acc_ref), ""),
+        row("margin_ref", small(before.margin_ref), small(after.margin_ref), ""),
+    ];
+    output::table(["held-out pairs", "before", "after", "ceiling"], rows)
 }
 
 impl Configuration {

@@ -2,15 +2,25 @@
 
 mod batch;
 pub mod bench;
+pub mod checkpoint;
 pub mod denoiser;
 pub mod draw;
 pub mod engine;
 pub mod evaluate;
+pub mod folder;
+pub mod guard;
 pub mod initial;
 pub mod memory;
 pub mod model;
+mod prepare;
 pub mod probe;
+pub mod report;
+mod results;
+mod run;
 pub mod source;
 pub mod state;
 pub mod step;
+pub mod summary;
 mod weights;
+
+pub use run::{RunOptions, run};

@@ -28,10 +28,10 @@ pub fn write(
                 rank: lora.rank,
                 alpha: lora.alpha(),
             };
-            adapter::save_lora(&folder.adapter(), model.prefix(), policy, scale, Precision::F32)
+            adapter::save_lora(&folder.adapter(), model.prefix(), policy, scale, Precision::Fp32)
         }
         AdapterConfig::Full(_) => {
-            adapter::save_full(&folder.weights(), torch_tensors(engine, policy), Precision::F32)
+            adapter::save_full(&folder.weights(), torch_tensors(engine, policy), Precision::Fp32)
         }
     }
 }

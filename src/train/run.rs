@@ -99,7 +99,6 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     let mut run = Run {
         plan,
         options,
-        model: &model,
         objective: objective.as_ref(),
         streams,
         store: CheckpointStore::new(folder.checkpoints(), plan.train.keep),
@@ -148,7 +147,6 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
 struct Run<'a> {
     plan: &'a TrainPlan,
     options: &'a RunOptions<'a>,
-    model: &'a Model,
     objective: &'a dyn Objective,
     streams: Streams,
     store: CheckpointStore,
@@ -305,7 +303,7 @@ impl Run<'_> {
     fn evaluate(&mut self, pairs: usize, measured: &mut Measured) -> Result<Option<HeldOutScores>> {
         let Some(held) = &self.held else { return Ok(None) };
         let console = self.options.console;
-        let mut errors = |engine: &mut Engine, weights: &_, what: &str, pairs: usize| {
+        let errors = |engine: &mut Engine, weights: &_, what: &str, pairs: usize| {
             let mut job = console.job(&format!("evaluating {what}"), pairs as u64);
             held.errors(engine, weights, pairs, |done| job.advance(done as u64, "pairs"))
         };

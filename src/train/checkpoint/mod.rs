@@ -1,0 +1,104 @@
+//! Checkpoints: everything that moves during a run, so that a resumed run equals an uninterrupted one by bits.
+//!
+//! ```text
+//! checkpoints/step-N/
+//!   policy.safetensors  reference.safetensors  initial.safetensors         θ, the reference, θ0
+//!   first_moment.safetensors  second_moment.safetensors                    AdamW
+//!   state.json                                                             the rest
+//!   checksums.json                                                         BLAKE3 of every other file
+//! ```
+//!
+//! The folder is written under another name and renamed when every byte is on the disk: one that has its name is
+//! whole. Checksums are compared on reading. Random numbers need no state: their streams are keyed by what they are for.
+
+mod identity;
+mod store;
+
+use serde::{Deserialize, Serialize};
+
+pub use identity::RunIdentity;
+pub use store::CheckpointStore;
+
+use super::guard::GuardState;
+use super::summary::HeldOutScores;
+use crate::data::LoaderState;
+use crate::params::ParamSet;
+use crate::reference::ReferenceState;
+use crate::timestep::TimestepState;
+
+/// The part of a run's state that is not tensors. Serialised as JSON, it comes back bit for bit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// AdamW's own count, for its bias correction.
+    pub optimizer_steps: u64,
+    /// Where the loader stands.
+    pub loader: LoaderState,
+    /// Statistics of the timestep rule.
+    pub timestep: TimestepState,
+    /// Decisions of the reference rule.
+    pub reference: ReferenceState,
+    /// What the divergence guard has seen.
+    pub guard: GuardState,
+    /// Held-out scores before the first step.
+    pub initial: Option<HeldOutScores>,
+    /// The best evaluation so far.
+    pub best: Option<Best>,
+    /// Seconds that the run has taken so far, over all its parts.
+    pub seconds: f64,
+    /// Which run this is.
+    pub identity: RunIdentity,
+}
+
+/// The evaluation with the highest accuracy against the initial policy.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Optimizer step it followed.
+    pub step: u64,
+    /// Accuracy against the initial policy.
+    pub acc_init: f64,
+}
+
+impl Best {
+    /// The better of the best so far and a new evaluation; the earlier one of two alike.
+    pub fn or(best: Option<Self>, step: u64, acc_init: f64) -> Self {
+        let new = Self { step, acc_init };
+        best.filter(|best| best.acc_init >= acc_init).unwrap_or(new)
+    }
+}
+
+/// The tensors of a run, to be saved.
+#[derive(Debug, Clone, Copy)]
+pub struct Tensors<'a> {
+    /// θ.
+    pub policy: &'a ParamSet,
+    /// The reference.
+    pub reference: &'a ParamSet,
+    /// θ0.
+    pub initial: &'a ParamSet,
+    /// AdamW's first moment.
+    pub first_moment: &'a ParamSet,
+    /// AdamW's second moment.
+    pub second_moment: &'a ParamSet,
+}
+
+/// A checkpoint that was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Checkpoint {
+    /// Everything but tensors.
+    pub state: RunState,
+    /// θ.
+    pub policy: ParamSet,
+    /// The reference.
+    pub reference: ParamSet,
+    /// θ0.
+    pub initial: ParamSet,
+    /// AdamW's first moment.
+    pub first_moment: ParamSet,
+    /// AdamW's second moment.
+    pub second_moment: ParamSet,
+}
+
+#[cfg(test)]
+mod tests;

@@ -48,7 +48,20 @@ impl TensorType {
     pub fn rank(&self) -> usize {
         self.shape.len()
     }
+
+    /// Whether it is small enough that products of its dimensions, and sums of a few of them, cannot overflow. Beyond
+    /// are only damaged files and typing errors.
+    pub fn is_countable(&self) -> bool {
+        let count = self
+            .shape
+            .iter()
+            .try_fold(1_usize, |n, d| n.checked_mul((*d).max(1)));
+        count.is_some_and(|n| n <= LARGEST_COUNT)
+    }
 }
+
+/// More elements than any machine holds.
+const LARGEST_COUNT: usize = 1 << 48;
 
 impl std::fmt::Display for TensorType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -113,7 +113,10 @@ impl Derive {
             input: &self.input,
             output: &self.output,
             opset: graph.opset,
-            nodes: Nodes { forward, derived: graph.nodes.len() },
+            nodes: Nodes {
+                forward,
+                derived: graph.nodes.len(),
+            },
             inputs: tensors(&graph.inputs),
             outputs: tensors(&graph.outputs),
             gradients: derived.wrt.iter().map(gradient).collect(),
@@ -124,15 +127,21 @@ impl Derive {
 
 fn tensor(graph: &Graph, value: ValueId) -> Tensor {
     let ty = graph.ty(value);
-    Tensor { name: graph.name(value), dtype: ty.dtype.to_string(), shape: ty.shape.clone() }
+    Tensor {
+        name: graph.name(value),
+        dtype: ty.dtype.to_string(),
+        shape: ty.shape.clone(),
+    }
 }
 
 /// Adds the file's name to an error about one of its nodes.
 fn in_file(error: Error, file: &Path) -> Error {
     match error {
-        Error::BadInput { place, what, remedy } if !place.starts_with("--") => {
-            Error::BadInput { place: format!("{}: {place}", file.display()), what, remedy }
-        }
+        Error::BadInput { place, what, remedy } if !place.starts_with("--") => Error::BadInput {
+            place: format!("{}: {place}", file.display()),
+            what,
+            remedy,
+        },
         other => other,
     }
 }
@@ -141,12 +150,22 @@ fn text(s: &Summary) -> String {
     let described = |t: &Tensor| format!("{} {}{:?}", t.name, t.dtype, t.shape);
     let forward_outputs = s.outputs.len() - s.gradients.len();
     let list = |tensors: &[Tensor]| tensors.iter().map(described).collect::<Vec<_>>().join("\n");
-    let elements: usize = s.gradients.iter().map(|g| g.shape.iter().product::<usize>()).sum();
+    let elements: usize = s
+        .gradients
+        .iter()
+        .map(|g| g.shape.iter().product::<usize>())
+        .sum();
     let rows = [
         ["inputs".into(), list(&s.inputs)],
         ["outputs".into(), list(&s.outputs[..forward_outputs])],
-        ["gradients".into(), format!("{} tensors of {elements} elements", s.gradients.len())],
-        ["nodes".into(), format!("{} forward, {} with gradients", s.nodes.forward, s.nodes.derived)],
+        [
+            "gradients".into(),
+            format!("{} tensors of {elements} elements", s.gradients.len()),
+        ],
+        [
+            "nodes".into(),
+            format!("{} forward, {} with gradients", s.nodes.forward, s.nodes.derived),
+        ],
         ["time".into(), format!("{:.2} s", s.seconds)],
     ];
     output::table(["derived", &s.output.display().to_string()], rows)

@@ -27,7 +27,11 @@ impl DimArgs {
     fn dims(&self) -> Result<Dims> {
         let mut dims = Dims::default();
         for (name, n) in &self.dim {
-            if dims.named.insert(name.clone(), *n).is_some_and(|before| before != *n) {
+            if dims
+                .named
+                .insert(name.clone(), *n)
+                .is_some_and(|before| before != *n)
+            {
                 return Err(given_twice("--dim", name));
             }
         }
@@ -42,7 +46,11 @@ impl DimArgs {
 }
 
 fn given_twice(option: &str, name: &str) -> Error {
-    Error::bad(format!("{option} {name}"), "is given twice with different numbers", "Give it once.")
+    Error::bad(
+        format!("{option} {name}"),
+        "is given twice with different numbers",
+        "Give it once.",
+    )
 }
 
 /// `NAME=N`.
@@ -53,13 +61,17 @@ fn named(text: &str) -> Result<(String, usize), String> {
 
 /// `INPUT=N,N,…`; `INPUT=` is a tensor without dimensions.
 fn shape(text: &str) -> Result<(String, Vec<usize>), String> {
-    let (name, dims) = text.rsplit_once('=').ok_or("write INPUT=N,N,…, such as sample=2,4,16,16")?;
+    let (name, dims) = text
+        .rsplit_once('=')
+        .ok_or("write INPUT=N,N,…, such as sample=2,4,16,16")?;
     let dims: Result<_, _> = dims.split(',').filter(|_| !dims.is_empty()).map(number).collect();
     Ok((name.to_owned(), dims?))
 }
 
 fn number(text: &str) -> Result<usize, String> {
-    text.trim().parse().map_err(|_| format!("`{text}` is not a dimension"))
+    text.trim()
+        .parse()
+        .map_err(|_| format!("`{text}` is not a dimension"))
 }
 
 #[cfg(test)]

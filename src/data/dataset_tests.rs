@@ -17,7 +17,7 @@ fn mean_of(name: &str, row: usize, image: usize) -> Vec<f32> {
     };
     let mut pixels = vec![0.0; 3 * 16 * 16];
     Prepared::new(decode(&pair.images[image]).unwrap(), 16).write(View::CENTER, &mut pixels);
-    let every_fourth = |i: usize| i / 16 % 16 % 4 == 0 && i % 4 == 0;
+    let every_fourth = |i: usize| (i / 16 % 16).is_multiple_of(4) && i.is_multiple_of(4);
     (0..pixels.len())
         .filter(|&i| every_fourth(i))
         .map(|i| pixels[i])

@@ -392,7 +392,7 @@ fn integer_function(v: &View) -> Option<IntegerFunction> {
         "Div" => i64::checked_div,
         "Mod" if fmod => i64::checked_rem,
         // The sign of the divisor, as ONNX asks for integers.
-        "Mod" => |a, b| Some(a.checked_rem(b)?.checked_add(b)?.checked_rem(b)?),
+        "Mod" => |a, b| a.checked_rem(b)?.checked_add(b)?.checked_rem(b),
         "Pow" => |a, b| a.checked_pow(u32::try_from(b).ok()?),
         "Min" => |a, b| Some(a.min(b)),
         "Max" => |a, b| Some(a.max(b)),

@@ -119,6 +119,9 @@ impl Node {
     }
 }
 
+/// What makes two nodes equal: operator, domain, inputs, and attributes with the number of outputs as text.
+pub(super) type NodeKey = (String, String, Vec<Option<ValueId>>, String);
+
 /// A static graph; see the module's text.
 #[derive(Debug, Clone)]
 pub struct Graph {
@@ -144,7 +147,7 @@ pub struct Graph {
     /// Numbers known while shapes are worked out, of values that still are computed because parameters feed them.
     pub(super) folded: HashMap<ValueId, Constant>,
     pub(super) values: Vec<Value>,
-    pub(super) known: HashMap<(String, String, Vec<Option<ValueId>>, String), Vec<Option<ValueId>>>,
+    pub(super) known: HashMap<NodeKey, Vec<Option<ValueId>>>,
     pub(super) literals: HashMap<(DType, Vec<usize>, Vec<u64>), ValueId>,
 }
 

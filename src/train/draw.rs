@@ -33,10 +33,13 @@ impl DrawnPair {
         let flat = |a: ArrayViewD<f32>| a.iter().copied().collect::<Vec<f32>>();
         let row = |i: usize| {
             let pair = &batch.pairs[i];
-            let latents = [&batch.preferred, &batch.rejected].map(|l| flat(l.index_axis(Axis(0), i).into_dyn()));
+            let latents =
+                [&batch.preferred, &batch.rejected].map(|l| flat(l.index_axis(Axis(0), i).into_dyn()));
             let timestep = rule.sample(&mut streams.pair(Purpose::Timestep, pair.id, pair.visit));
             let mut noise = vec![0.0; latents[0].len()];
-            streams.pair(Purpose::Noise, pair.id, pair.visit).fill_normal(&mut noise);
+            streams
+                .pair(Purpose::Noise, pair.id, pair.visit)
+                .fill_normal(&mut noise);
             Self {
                 id: pair.id,
                 timestep,

@@ -80,7 +80,13 @@ pub fn dataset(
         }
     };
     let options = EncodeOptions::new(&config.data, part);
-    let found = Dataset::prepare(source.as_ref(), &encoders, &config.data.cache, options, &mut progress)?;
+    let found = Dataset::prepare(
+        source.as_ref(),
+        &encoders,
+        &config.data.cache,
+        options,
+        &mut progress,
+    )?;
     if found.pairs().is_empty() {
         return Err(Error::bad(
             config.data.path.display().to_string(),
@@ -152,10 +158,12 @@ impl Source for Measurable<'_> {
     fn pair(&self, index: usize, streams: &Streams) -> Result<ReadyPair> {
         let id = self.id(index);
         let mut stream = streams.pair(Purpose::Latent, id, Visit(0));
-        let latents = self
-            .0
-            .moments(index, View::CENTER)?
-            .map(|moments| moments.sample(self.0.scaling(), &mut stream).into_raw_vec_and_offset().0);
+        let latents = self.0.moments(index, View::CENTER)?.map(|moments| {
+            moments
+                .sample(self.0.scaling(), &mut stream)
+                .into_raw_vec_and_offset()
+                .0
+        });
         let text = self.0.embedding(self.0.caption(index))?;
         Ok(ReadyPair {
             id,

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use super::engine::Engine;
 use super::folder::RunFolder;
 use super::model::Model;
+use crate::Result;
 use crate::adapter::{self, LoraScale, NamedTensor, Precision};
 use crate::config::Config;
 use crate::config::adapter::AdapterConfig;
@@ -12,7 +13,6 @@ use crate::data::{Dataset, Preference};
 use crate::margin::MarginMeter;
 use crate::params::ParamSet;
 use crate::traingraph::TrainableKind;
-use crate::Result;
 
 /// Writes the adapter under PEFT's names, or the trained weights under PyTorch's.
 pub fn write(
@@ -63,7 +63,9 @@ fn torch_tensors<'a>(engine: &Engine, policy: &'a ParamSet) -> Vec<NamedTensor<'
 
 fn transpose(values: &[f32], columns: usize) -> Vec<f32> {
     let rows = values.len() / columns.max(1);
-    (0..values.len()).map(|i| values[(i % rows) * columns + i / rows]).collect()
+    (0..values.len())
+        .map(|i| values[(i % rows) * columns + i / rows])
+        .collect()
 }
 
 /// Accuracy, on the held-out pairs, of the scorer whose scores the data set holds: no model that learns from such labels

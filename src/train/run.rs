@@ -52,7 +52,9 @@ const WARM_UP_RUNS: usize = 2;
 /// Trains as `plan` says and returns what came of it.
 pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     let started = Instant::now();
-    let library = runtime::init(&runtime::RuntimeOptions::default())?.version().to_owned();
+    let library = runtime::init(&runtime::RuntimeOptions::default())?
+        .version()
+        .to_owned();
     let model = Model::open(&plan.model)?;
     let folder = match options.resume {
         true => RunFolder::existing(&options.output)?,
@@ -71,7 +73,14 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         data_hash(&train, heldout.as_ref()),
         Versions::with_runtime(library),
     );
-    let manifest = manifest(plan, &identity, &engine, &train, heldout.as_ref(), objective.as_ref());
+    let manifest = manifest(
+        plan,
+        &identity,
+        &engine,
+        &train,
+        heldout.as_ref(),
+        objective.as_ref(),
+    );
     manifest.write(&folder.manifest())?;
     let (train_source, heldout_source) = (Measurable(&train), heldout.as_ref().map(Measurable));
     let needs_probe = objective.needs_reference() && state.reference_rule.moves();
@@ -86,9 +95,18 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         )?),
         false => None,
     };
-    let held = heldout_source.as_ref().filter(|_| objective.needs_pairs()).map(|source| {
-        HeldOut::new(source, &model.schedule, streams, source.0.pairs().len(), plan.train.eval_draws)
-    });
+    let held = heldout_source
+        .as_ref()
+        .filter(|_| objective.needs_pairs())
+        .map(|source| {
+            HeldOut::new(
+                source,
+                &model.schedule,
+                streams,
+                source.0.pairs().len(),
+                plan.train.eval_draws,
+            )
+        });
     let stepper = Stepper::new(
         plan,
         &model.schedule,
@@ -121,7 +139,8 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     if options.resume {
         run.resume(None)?;
     }
-    run.listeners.add(MetricsFile::open(&folder.metrics(), run.state.step)?);
+    run.listeners
+        .add(MetricsFile::open(&folder.metrics(), run.state.step)?);
     run.listeners.add(TensorBoard::create(folder.root())?);
     run.listeners.add(ProgressLine::new(options.console));
     for warning in train.warnings() {
@@ -196,7 +215,8 @@ impl Run<'_> {
             let stopping = self.options.stop.load(Ordering::Relaxed) && step < self.plan.train.steps;
             if stopping || self.plan.train.saves_at(step) {
                 let path = self.save()?;
-                self.listeners.emit(&Event::Note(&format!("checkpoint {}", path.display())))?;
+                self.listeners
+                    .emit(&Event::Note(&format!("checkpoint {}", path.display())))?;
             }
             if stopping {
                 return Err(Error::Interrupted(format!(
@@ -212,7 +232,9 @@ impl Run<'_> {
         let began = Instant::now();
         let pairs = self.draw()?;
         self.state.lr_factor = self.guard.lr_factor();
-        let stats = self.stepper.step(&mut self.state, &mut self.engine, &pairs, self.probe.as_ref())?;
+        let stats = self
+            .stepper
+            .step(&mut self.state, &mut self.engine, &pairs, self.probe.as_ref())?;
         let mut report = self.report(&stats);
         report.seconds = began.elapsed().as_secs_f64();
         let errors = guard::Errors {
@@ -250,7 +272,11 @@ impl Run<'_> {
     /// The pairs of the next step with all their random numbers.
     fn draw(&mut self) -> Result<Vec<DrawnPair>> {
         let batch = self.loader.next_batch(self.plan.train.pairs_per_step)?;
-        Ok(DrawnPair::from_batch(&batch, &self.streams, &self.state.timestep_rule))
+        Ok(DrawnPair::from_batch(
+            &batch,
+            &self.streams,
+            &self.state.timestep_rule,
+        ))
     }
 
     /// Runs every session on the first batch without using what comes out.
@@ -309,7 +335,12 @@ impl Run<'_> {
         };
         if self.held_initial.is_none() {
             let all = held.pairs();
-            self.held_initial = Some(errors(&mut self.engine, &self.state.initial, "initial policy", all)?);
+            self.held_initial = Some(errors(
+                &mut self.engine,
+                &self.state.initial,
+                "initial policy",
+                all,
+            )?);
         }
         let initial = self.held_initial.as_ref().expect("measured above");
         let same = |a: &crate::params::ParamSet, b: &crate::params::ParamSet| a.values() == b.values();
@@ -373,15 +404,14 @@ impl Run<'_> {
         let Some(step) = self.store.latest()? else {
             return Err(match rolled_back {
                 Some(reason) => Error::Diverged(format!("{reason}; there is no checkpoint to go back to")),
-                None => Error::bad(
-                    place,
-                    "holds no checkpoint",
-                    "Start a new run without --resume.",
-                ),
+                None => Error::bad(place, "holds no checkpoint", "Start a new run without --resume."),
             });
         };
         let found = self.store.load(step, self.engine.layout())?;
-        let notes = found.state.identity.accept(&self.identity, &self.store.path(step).display().to_string())?;
+        let notes = found
+            .state
+            .identity
+            .accept(&self.identity, &self.store.path(step).display().to_string())?;
         for note in notes {
             self.listeners.emit(&Event::Note(&note))?;
         }
@@ -390,7 +420,11 @@ impl Run<'_> {
         state.policy = found.policy;
         state.reference = found.reference;
         state.initial = found.initial;
-        state.adamw.restore(found.state.optimizer_steps, found.first_moment, found.second_moment)?;
+        state.adamw.restore(
+            found.state.optimizer_steps,
+            found.first_moment,
+            found.second_moment,
+        )?;
         state.timestep_rule.restore(found.state.timestep)?;
         state.reference_rule.restore(found.state.reference);
         self.loader.resume(found.state.loader)?;

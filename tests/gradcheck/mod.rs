@@ -270,7 +270,8 @@ fn find(feeds: &Feeds, name: &str) -> Tensor {
         .expect("every input is fed")
 }
 
-fn borrowed(feeds: &Feeds) -> Vec<(&str, &Tensor)> {
+/// Feeds as a session takes them.
+pub fn borrowed(feeds: &Feeds) -> Vec<(&str, &Tensor)> {
     feeds
         .iter()
         .map(|(name, tensor)| (name.as_str(), tensor))

@@ -50,19 +50,29 @@ impl RunIdentity {
         }
         if self.model_hash != now.model_hash {
             return refuse(
-                format!("belongs to another model: {} there, {} here", self.model_hash, now.model_hash),
+                format!(
+                    "belongs to another model: {} there, {} here",
+                    self.model_hash, now.model_hash
+                ),
                 "Give the model that the run began with; its files must not have changed.",
             );
         }
         if self.data_hash != now.data_hash {
             return refuse(
-                format!("belongs to other data: {} there, {} here", self.data_hash, now.data_hash),
+                format!(
+                    "belongs to other data: {} there, {} here",
+                    self.data_hash, now.data_hash
+                ),
                 "Give the pairs that the run began with; its files must not have changed.",
             );
         }
         let programs = [
             ("ortdpo", &self.versions.ortdpo, &now.versions.ortdpo),
-            ("ONNX Runtime", &self.versions.onnxruntime, &now.versions.onnxruntime),
+            (
+                "ONNX Runtime",
+                &self.versions.onnxruntime,
+                &now.versions.onnxruntime,
+            ),
         ];
         let changed = programs.iter().filter(|(_, there, here)| there != here);
         Ok(changed

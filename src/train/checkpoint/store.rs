@@ -112,7 +112,8 @@ impl CheckpointStore {
 
     fn entries(&self) -> Result<Vec<String>> {
         let list = || -> std::io::Result<Vec<String>> {
-            let names = fs::read_dir(&self.folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            let names = fs::read_dir(&self.folder)?
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
             names.collect()
         };
         list().map_err(Error::io(&self.folder, "list the folder"))
@@ -121,10 +122,13 @@ impl CheckpointStore {
     /// Removes what a run that was killed while saving left behind.
     fn remove_unfinished(&self) -> Result<()> {
         let names = self.entries()?;
-        names.iter().filter(|name| name.starts_with(UNFINISHED)).try_for_each(|name| {
-            let path = self.folder.join(name);
-            fs::remove_dir_all(&path).map_err(Error::io(&path, "remove"))
-        })
+        names
+            .iter()
+            .filter(|name| name.starts_with(UNFINISHED))
+            .try_for_each(|name| {
+                let path = self.folder.join(name);
+                fs::remove_dir_all(&path).map_err(Error::io(&path, "remove"))
+            })
     }
 
     /// Gives a whole folder its name. A checkpoint of the same step, from before a resumed run came by again, makes way.
@@ -143,13 +147,21 @@ impl CheckpointStore {
 
     fn read_json<T: DeserializeOwned>(&self, path: &Path, step: u64) -> Result<T> {
         let text = fs::read(path).map_err(Error::io(path, "read"))?;
-        serde_json::from_slice(&text).map_err(|error| self.damaged(path, &format!("cannot be understood: {error}"), step))
+        serde_json::from_slice(&text)
+            .map_err(|error| self.damaged(path, &format!("cannot be understood: {error}"), step))
     }
 
     fn damaged(&self, path: &Path, what: &str, step: u64) -> Error {
-        let earlier = self.steps().unwrap_or_default().into_iter().rfind(|other| *other < step);
+        let earlier = self
+            .steps()
+            .unwrap_or_default()
+            .into_iter()
+            .rfind(|other| *other < step);
         let remedy = match earlier {
-            Some(earlier) => format!("Delete {} to resume from step {earlier}.", self.path(step).display()),
+            Some(earlier) => format!(
+                "Delete {} to resume from step {earlier}.",
+                self.path(step).display()
+            ),
             None => "There is no earlier checkpoint: start a new run.".to_owned(),
         };
         Error::bad(path.display().to_string(), what, remedy)
@@ -199,7 +211,9 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 /// Makes renamed and new names in a folder survive a power cut, where the system can do that.
 fn sync_folder(folder: &Path) -> Result<()> {
     match cfg!(unix) {
-        true => File::open(folder).and_then(|file| file.sync_all()).map_err(Error::io(folder, "write")),
+        true => File::open(folder)
+            .and_then(|file| file.sync_all())
+            .map_err(Error::io(folder, "write")),
         false => Ok(()),
     }
 }
@@ -214,5 +228,5 @@ fn checksum(path: &Path) -> Result<String> {
 /// Retention: of `steps` in order, those that make way when the newest `keep` stay.
 fn superseded(steps: &[u64], keep: usize) -> impl Iterator<Item = u64> + use<> {
     let old = steps.len().saturating_sub(keep);
-    steps[..old].to_vec().into_iter()
+    steps[..old].iter().copied()
 }

@@ -12,7 +12,11 @@ use crate::train::summary::Versions;
 fn plan(set: &[&str]) -> TrainPlan {
     let needed = ["model=m", "data.path=p"];
     let set = needed.iter().chain(set).map(|text| (*text).to_owned()).collect();
-    TrainPlan::resolve(&Sources { set, ..Sources::default() }).unwrap()
+    TrainPlan::resolve(&Sources {
+        set,
+        ..Sources::default()
+    })
+    .unwrap()
 }
 
 fn identity(set: &[&str]) -> RunIdentity {
@@ -29,14 +33,21 @@ fn state(step: u64) -> RunState {
         reference: ReferenceState::default(),
         guard: GuardState::default(),
         initial: None,
-        best: Some(Best { step, acc_init: 0.1 + 0.2 }),
+        best: Some(Best {
+            step,
+            acc_init: 0.1 + 0.2,
+        }),
         seconds: 1.0 / 3.0,
         identity: identity(&[]),
     }
 }
 
 fn layout() -> Arc<Layout> {
-    Layout::new([("a.lora_A.weight".to_owned(), vec![2, 3]), ("b".to_owned(), vec![5])]).unwrap()
+    Layout::new([
+        ("a.lora_A.weight".to_owned(), vec![2, 3]),
+        ("b".to_owned(), vec![5]),
+    ])
+    .unwrap()
 }
 
 /// A set whose values, among them denormal and negative zero, tell it from others.
@@ -74,7 +85,12 @@ fn a_checkpoint_comes_back_bit_for_bit() {
     assert_eq!(store.latest().unwrap(), Some(20));
     let loaded = store.load(20, &layout()).unwrap();
     assert_eq!(loaded.state, state(20));
-    let bits = |set: &ParamSet| set.values().iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    let bits = |set: &ParamSet| {
+        set.values()
+            .iter()
+            .map(|value| value.to_bits())
+            .collect::<Vec<_>>()
+    };
     let sets = [
         &loaded.policy,
         &loaded.reference,
@@ -120,7 +136,10 @@ fn every_damaged_byte_is_noticed() {
     let store = store(temp.path(), 3);
     save(&store, 1).unwrap();
     let folder = save(&store, 2).unwrap();
-    let names: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let names: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     assert_eq!(names.len(), 7);
     for path in names {
         let whole = fs::read(&path).unwrap();
@@ -159,7 +178,10 @@ fn a_checkpoint_that_does_not_fit_leaves_the_old_one() {
             second_moment: &large,
         };
         let error = store.save(&state(2), &tensors).unwrap_err();
-        assert!(error.exit_code() == 2 && error.to_string().contains("policy.safetensors: cannot write"), "{error}");
+        assert!(
+            error.exit_code() == 2 && error.to_string().contains("policy.safetensors: cannot write"),
+            "{error}"
+        );
         return;
     }
     let temp = tempfile::tempdir().unwrap();
@@ -172,7 +194,11 @@ fn a_checkpoint_that_does_not_fit_leaves_the_old_one() {
         .env(CHILD, temp.path())
         .output()
         .unwrap();
-    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    assert!(
+        child.status.success(),
+        "{}",
+        String::from_utf8_lossy(&child.stdout)
+    );
     assert!(String::from_utf8_lossy(&child.stdout).contains("1 passed"));
     assert_eq!(store.steps().unwrap(), [1]);
     assert_eq!(fs::read_dir(temp.path().join("checkpoints")).unwrap().count(), 1);
@@ -182,7 +208,12 @@ fn a_checkpoint_that_does_not_fit_leaves_the_old_one() {
 #[test]
 fn other_runs_are_refused_and_told_what_differs() {
     let saved = identity(&[]);
-    assert_eq!(saved.accept(&identity(&["train.keep=1", "runtime.threads=1"]), "step-1").unwrap(), [""; 0]);
+    assert_eq!(
+        saved
+            .accept(&identity(&["train.keep=1", "runtime.threads=1"]), "step-1")
+            .unwrap(),
+        [""; 0]
+    );
 
     let other = identity(&["objective.beta=500", "adapter.rank=4"]);
     let error = saved.accept(&other, "step-1").unwrap_err().to_string();
@@ -192,15 +223,27 @@ fn other_runs_are_refused_and_told_what_differs() {
     let mut moved = identity(&[]);
     moved.model_hash = "another".into();
     let error = saved.accept(&moved, "step-1").unwrap_err().to_string();
-    assert!(error.contains("another model: model there, another here"), "{error}");
+    assert!(
+        error.contains("another model: model there, another here"),
+        "{error}"
+    );
     let mut moved = identity(&[]);
     moved.data_hash = "another".into();
-    assert!(saved.accept(&moved, "step-1").unwrap_err().to_string().contains("other data"));
+    assert!(
+        saved
+            .accept(&moved, "step-1")
+            .unwrap_err()
+            .to_string()
+            .contains("other data")
+    );
 
     let mut newer = identity(&[]);
     newer.versions.onnxruntime = "1.32.0".into();
     let notes = saved.accept(&newer, "step-1").unwrap();
-    assert!(notes.len() == 1 && notes[0].contains("ONNX Runtime 1.31.1, this is 1.32.0"), "{notes:?}");
+    assert!(
+        notes.len() == 1 && notes[0].contains("ONNX Runtime 1.31.1, this is 1.32.0"),
+        "{notes:?}"
+    );
 }
 
 #[test]
@@ -209,5 +252,11 @@ fn the_first_of_equally_good_evaluations_is_the_best() {
     for (step, acc) in [(10, 0.5), (20, 0.7), (30, 0.7), (40, 0.6)] {
         best = Some(Best::or(best, step, acc));
     }
-    assert_eq!(best, Some(Best { step: 20, acc_init: 0.7 }));
+    assert_eq!(
+        best,
+        Some(Best {
+            step: 20,
+            acc_init: 0.7
+        })
+    );
 }

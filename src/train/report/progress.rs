@@ -67,7 +67,7 @@ impl Listener for ProgressLine {
             } => {
                 self.steps = *steps;
                 self.pairs_per_step = *pairs_per_step;
-                if let Some(text) = initial.and_then(|measured| held_out(measured)) {
+                if let Some(text) = initial.and_then(held_out) {
                     self.say(&format!("step 0: {text}"));
                 }
                 let mut job = self.console.job("train", *steps);
@@ -126,7 +126,7 @@ mod tests {
         line.hear(&started).unwrap();
         let mut report = StepReport {
             step: 1,
-            loss: 0.69315,
+            loss: 0.6925,
             lr: 1e-4,
             acc: Some(0.53125),
             margin: Some(-1.26e-5),

@@ -69,7 +69,9 @@ impl Train {
         if self.print.print_schema {
             return output::line(config::json_schema().trim_end());
         }
-        let output = self.output.unwrap_or_else(|| default_output(self.configuration.config.as_ref()));
+        let output = self
+            .output
+            .unwrap_or_else(|| default_output(self.configuration.config.as_ref()));
         let plan = TrainPlan::resolve(&self.configuration.into_sources())?;
         if self.print.print_config {
             return output::line(plan.to_yaml().trim_end());
@@ -109,10 +111,25 @@ fn held_out(summary: &Summary) -> String {
     let ceiling = summary.ceiling_acc.map_or("-".to_owned(), three);
     let row = |name: &str, a: String, b: String, c: &str| [name.to_owned(), a, b, c.to_owned()];
     let rows = [
-        row("acc_init", three(before.acc_init), three(after.acc_init), &ceiling),
-        row("margin_init", small(before.margin_init), small(after.margin_init), ""),
+        row(
+            "acc_init",
+            three(before.acc_init),
+            three(after.acc_init),
+            &ceiling,
+        ),
+        row(
+            "margin_init",
+            small(before.margin_init),
+            small(after.margin_init),
+            "",
+        ),
         row("acc_ref", three(before.acc_ref), three(after.acc_ref), ""),
-        row("margin_ref", small(before.margin_ref), small(after.margin_ref), ""),
+        row(
+            "margin_ref",
+            small(before.margin_ref),
+            small(after.margin_ref),
+            "",
+        ),
     ];
     output::table(["held-out pairs", "before", "after", "ceiling"], rows)
 }

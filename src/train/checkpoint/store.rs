@@ -226,7 +226,7 @@ fn checksum(path: &Path) -> Result<String> {
 }
 
 /// Retention: of `steps` in order, those that make way when the newest `keep` stay.
-fn superseded(steps: &[u64], keep: usize) -> impl Iterator<Item = u64> + use<> {
+fn superseded(steps: &[u64], keep: usize) -> impl Iterator<Item = u64> {
     let old = steps.len().saturating_sub(keep);
     steps[..old].iter().copied()
 }

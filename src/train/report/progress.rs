@@ -126,7 +126,7 @@ mod tests {
         line.hear(&started).unwrap();
         let mut report = StepReport {
             step: 1,
-            loss: 0.6925,
+            loss: 0.693_12,
             lr: 1e-4,
             acc: Some(0.53125),
             margin: Some(-1.26e-5),

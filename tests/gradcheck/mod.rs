@@ -156,7 +156,8 @@ pub fn check(
             let scale = norm.max(measured.abs());
             let difference = (predicted - measured).abs();
             // NaN must not pass, hence the negation.
-            if !(difference <= settings.tolerance * scale) && scale != 0.0 || !predicted.is_finite() {
+            let off = difference.is_nan() || difference > settings.tolerance * scale;
+            if off && scale != 0.0 || !predicted.is_finite() {
                 return Err(Failure::Mismatch(format!(
                     "gradient of `{name}` {}: along a direction it says {predicted:.9}, differences say {measured:.9} \
                      (off by {:.1e} of {scale:.3e})",

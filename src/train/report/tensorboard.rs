@@ -230,7 +230,10 @@ mod tests {
 
     /// Written by `scripts/fixtures/tensorboard_events.py` with the Python package `tensorboard`.
     #[test]
-    #[expect(clippy::approx_constant, reason = "a recorded loss that happens to be near ln 2")]
+    #[expect(
+        clippy::approx_constant,
+        reason = "a recorded loss that happens to be near ln 2"
+    )]
     fn records_are_those_of_the_reference_writer() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tensorboard.tfevents");
         let expected = std::fs::read(path).unwrap();

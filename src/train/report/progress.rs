@@ -102,7 +102,7 @@ fn held_out(measured: &Measured) -> Option<String> {
 
 /// `1:02:03` or `2:03`, rounded up to whole seconds.
 fn clock(seconds: f64) -> String {
-    let seconds = seconds.ceil() as u64;
+    let seconds = seconds.round() as u64;
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     match hours {
         0 => format!("{minutes}:{seconds:02}"),
@@ -126,20 +126,20 @@ mod tests {
         line.hear(&started).unwrap();
         let mut report = StepReport {
             step: 1,
-            loss: 0.693_12,
+            loss: 0.6543,
             lr: 1e-4,
             acc: Some(0.53125),
             margin: Some(-1.26e-5),
             seconds: 2.0,
             ..StepReport::default()
         };
-        let expected = "loss 0.6931  acc 0.53  margin -1.3e-5  lr 1.0e-4  8.0 pairs/s  ETA 3:20";
+        let expected = "loss 0.6543  acc 0.53  margin -1.3e-5  lr 1.0e-4  8.0 pairs/s  ETA 3:20";
         assert_eq!(line.detail(&report), expected);
         // One slow step counts a tenth: 2 + 0.1 * (4 - 2).
         (report.seconds, report.step, report.acc, report.margin) = (4.0, 51, None, None);
         assert_eq!(
             line.detail(&report),
-            "loss 0.6931  lr 1.0e-4  7.3 pairs/s  ETA 1:50"
+            "loss 0.6543  lr 1.0e-4  7.3 pairs/s  ETA 1:50"
         );
         line.hear(&Event::Step(&report)).unwrap();
         line.hear(&Event::Finished).unwrap();

@@ -1,0 +1,276 @@
+#!/usr/bin/env python3
+"""Times one LoRA Diffusion-DPO step in PyTorch (diffusers and PEFT) and in ortdpo, side by side.
+
+    scripts/bench_step.py --ortdpo target/release/ortdpo --case tiny-sd=models/tiny-sd,16,16x16 \
+        --case sd15=DIR,1,32x32 [--steps 8] [--rounds 2] [--threads 2] [--json FILE]
+
+A case is NAME=PIPELINE_FOLDER,PAIRS,HxW (pairs per step, size of the latents). Both sides read the same ONNX
+weights, take rank-8 adapters on to_q, to_k, to_v and to_out.0, and do whole steps on random inputs: prediction of
+the policy with gradient, prediction of the reference without, loss, backward, clipping, AdamW, EMA reference. In
+PyTorch the base is frozen and policy and reference are two adapters on it, switched, as diffusers' own LoRA DPO
+script does; float32, eager. The two take turns, each in a process of its own, and the first two steps of every
+process are left out: figures are the median of the remaining steps of all rounds, and the largest peak memory.
+
+PyTorch's load time is that of building the model and filling in the weights; its imports are not counted. The floor
+is PyTorch's count of the step's floating-point operations over the fastest rate of a 2048³ matrix product measured
+here.
+
+ortdpo's side is `ortdpo bench --model DIR --pairs N --latent HxW --rank 8 --steps K --threads T --format json`, which
+prints `load_seconds`, `step_seconds` (a list) and `peak_rss_mb`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "fixtures"))
+
+RANK = 8
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+BETA = 2000.0
+EMA = 0.01
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model at one size."""
+
+    name: str
+    model: Path
+    pairs: int
+    height: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """From NAME=FOLDER,PAIRS,HxW."""
+        name, _, rest = text.partition("=")
+        try:
+            folder, pairs, latent = rest.rsplit(",", 2)
+            height, width = latent.split("x")
+            return cls(name, Path(folder), int(pairs), int(height), int(width))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER,PAIRS,HxW") from None
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.model},{self.pairs},{self.height}x{self.width}"
+
+
+# --- PyTorch's side, in a process of its own ------------------------------------------------------------------------
+
+
+def load_unet(folder: Path):
+    """The frozen UNet with the weights of the ONNX file."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from weights import load_weights
+
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    with torch.device("meta"):  # no time for initial weights that are overwritten
+        unet = UNet2DConditionModel.from_config(config)
+    unet = unet.to_empty(device="cpu").eval().requires_grad_(False)
+    load_weights(unet, folder / "unet" / "model.onnx")
+    return unet
+
+
+def add_adapters(unet) -> dict[str, list]:
+    """Two LoRA adapters with small random factors; their parameters by adapter."""
+    import torch
+    from peft import LoraConfig
+
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS, init_lora_weights=False)
+    parameters = {}
+    for name in ("policy", "reference"):
+        unet.add_adapter(config, adapter_name=name)
+        parameters[name] = [p for n, p in unet.named_parameters() if f".{name}." in n]
+    with torch.no_grad():
+        for policy, reference in zip(parameters["policy"], parameters["reference"], strict=True):
+            torch.nn.init.normal_(policy, std=0.01)
+            reference.copy_(policy)
+    return parameters
+
+
+class Stepper:
+    """Repeats a training step on fixed random inputs."""
+
+    def __init__(self, case: Case):
+        import torch
+
+        torch.manual_seed(0)
+        self.unet = load_unet(case.model)
+        self.parameters = add_adapters(self.unet)
+        self.optimizer = torch.optim.AdamW(self.parameters["policy"], lr=1e-4, weight_decay=0.01)
+        config, samples = self.unet.config, 2 * case.pairs
+        self.noise = torch.randn(case.pairs, config.in_channels, case.height, case.width).repeat(2, 1, 1, 1)
+        self.noised = torch.randn_like(self.noise)
+        self.timesteps = torch.randint(1000, (case.pairs,)).repeat(2)
+        length = text_length(case.model)
+        self.embeddings = torch.randn(case.pairs, length, config.cross_attention_dim).repeat(2, 1, 1)
+        assert len(self.noised) == samples
+
+    def error(self, name: str):
+        """Per-sample errors of both halves, with one adapter on."""
+        self.unet.set_adapter(name)
+        predicted = self.unet(self.noised, self.timesteps, self.embeddings, return_dict=False)[0]
+        return (predicted - self.noise).pow(2).mean(dim=(1, 2, 3)).chunk(2)
+
+    def step(self) -> float:
+        """One whole step; its loss."""
+        import torch
+
+        policy_w, policy_l = self.error("policy")
+        with torch.no_grad():
+            reference_w, reference_l = self.error("reference")
+        margin = (reference_w - reference_l) - (policy_w - policy_l)
+        loss = -torch.nn.functional.logsigmoid(0.5 * BETA * margin).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters["policy"], 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.parameters["reference"], self.parameters["policy"], EMA)
+        return loss.item()
+
+
+def text_length(folder: Path) -> int:
+    """Tokens of a caption: the text encoder's context, or CLIP's 77 where there is no text encoder."""
+    config = folder / "text_encoder" / "config.json"
+    return json.loads(config.read_text())["max_position_embeddings"] if config.is_file() else 77
+
+
+def measure_torch(case: Case, steps: int, threads: int, count_flops: bool) -> dict:
+    """What `ortdpo bench` prints, for PyTorch; with the step's FLOPs and the matmul rate where asked for."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    torch.set_num_threads(threads)
+    import diffusers  # noqa: F401  before the clock starts
+    import peft  # noqa: F401
+
+    import fixtures.weights  # noqa: F401
+
+    started = time.perf_counter()
+    stepper = Stepper(case)
+    report = {"load_seconds": time.perf_counter() - started, "step_seconds": []}
+    for _ in range(steps):
+        started = time.perf_counter()
+        report["last_loss"] = stepper.step()
+        report["step_seconds"].append(time.perf_counter() - started)
+    report["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if count_flops:
+        with FlopCounterMode(display=False) as counter:
+            stepper.step()
+        report["flops"] = counter.get_total_flops()
+        report["matmul_flops_per_second"] = matmul_rate()
+    return report
+
+
+def matmul_rate(size: int = 2048, repeats: int = 12) -> float:
+    """The fastest of several float32 matrix products, in FLOP/s."""
+    import torch
+
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+# --- the parent: takes turns and reports ----------------------------------------------------------------------------
+
+
+def run_json(command: list[str]) -> dict:
+    """Run a command and parse the JSON object that is its last line (or all) of output."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"bench_step.py: `{' '.join(command)}` failed with exit code {done.returncode}")
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
+def measure(case: Case, options: argparse.Namespace) -> dict[str, list[dict]]:
+    """Every round's report of both sides."""
+    reports: dict[str, list[dict]] = {"torch": [], "ortdpo": []}
+    for i in range(options.rounds):
+        command = [sys.executable, __file__, "--worker", "--case", str(case)]
+        command += ["--steps", str(options.steps), "--threads", str(options.threads)]
+        reports["torch"].append(run_json(command + (["--count-flops"] if i == 0 else [])))
+        if options.ortdpo:
+            command = [str(options.ortdpo), "bench", "--model", str(case.model), "--pairs", str(case.pairs)]
+            command += ["--latent", f"{case.height}x{case.width}", "--rank", str(RANK), "--steps", str(options.steps)]
+            command += ["--threads", str(options.threads), "--format", "json"]
+            reports["ortdpo"].append(run_json(command))
+    return reports
+
+
+def summarise(reports: list[dict]) -> dict:
+    """Median steady step, median load time, largest memory."""
+    steady = [seconds for report in reports for seconds in report["step_seconds"][WARM_UP:]]
+    return {
+        "step_seconds": statistics.median(steady),
+        "load_seconds": statistics.median(report["load_seconds"] for report in reports),
+        "peak_rss_mb": max(report["peak_rss_mb"] for report in reports),
+        "steps": len(steady),
+    }
+
+
+def describe(case: Case, reports: dict[str, list[dict]]) -> dict:
+    """Print one case's table; its figures."""
+    result = {side: summarise(of_side) for side, of_side in reports.items() if of_side}
+    counted = reports["torch"][0]
+    rate, flops = counted["matmul_flops_per_second"], counted["flops"]
+    result["floor_seconds"], result["flops"], result["matmul_flops_per_second"] = flops / rate, flops, rate
+    print(f"\n{case.name}: {case.pairs} pairs of {case.height}x{case.width} latents, rank {RANK}")
+    print(f"  {'':8}{'s/step':>9}{'load s':>9}{'peak MB':>10}{'steps':>7}")
+    for side, figures in result.items():
+        if isinstance(figures, dict):
+            print(
+                f"  {side:8}{figures['step_seconds']:9.3f}{figures['load_seconds']:9.1f}"
+                f"{figures['peak_rss_mb']:10.0f}{figures['steps']:7}"
+            )
+    if "ortdpo" in result:
+        time_ratio, memory_ratio = (
+            result["ortdpo"][key] / result["torch"][key] for key in ("step_seconds", "peak_rss_mb")
+        )
+        print(f"  ortdpo / torch: time {time_ratio:.2f}, memory {memory_ratio:.2f}")
+    print(f"  floor {flops / rate:.3f} s: {flops / 1e12:.3f} TFLOP at {rate / 1e9:.0f} GFLOP/s", flush=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", required=True, type=Case.parse, metavar="NAME=FOLDER,PAIRS,HxW")
+    parser.add_argument("--ortdpo", type=Path, help="the program; without it only PyTorch is measured")
+    parser.add_argument("--steps", type=int, default=8, help=f"steps of a process, the first {WARM_UP} included")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--count-flops", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.steps <= WARM_UP:
+        parser.error(f"--steps must be above {WARM_UP}")
+
+    if options.worker:
+        warnings.simplefilter("ignore")
+        print(json.dumps(measure_torch(options.case[0], options.steps, options.threads, options.count_flops)))
+        return
+    figures = {case.name: describe(case, measure(case, options)) for case in options.case}
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

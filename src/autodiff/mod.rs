@@ -148,7 +148,7 @@ pub fn gradients_with(
 /// Adds `gradient` to what already reached `value`.
 fn accumulate(
     graph: &mut Graph,
-    sums: &mut Vec<Option<ValueId>>,
+    sums: &mut [Option<ValueId>],
     value: ValueId,
     gradient: ValueId,
 ) -> Result<()> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use prost::bytes::Bytes;
 
+use super::graph::TensorType;
 use super::proto;
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -217,16 +218,14 @@ impl Constant {
                     "The file is damaged; export it again.",
                 )
             })?;
-        let wanted = shape
-            .iter()
-            .try_fold(dtype.size(), |n, d| n.checked_mul(*d))
-            .ok_or_else(|| {
-                Error::bad(
-                    place(),
-                    "is impossibly large",
-                    "The file is damaged; export it again.",
-                )
-            })?;
+        if !TensorType::new(dtype, shape.clone()).is_countable() {
+            return Err(Error::bad(
+                place(),
+                format!("has the impossibly large shape {shape:?}"),
+                "The file is damaged; export it again.",
+            ));
+        }
+        let wanted = shape.iter().product::<usize>() * dtype.size();
         let data = if t.data_location == 1 {
             external(t, folder, wanted as u64)?
         } else if !t.raw_data.is_empty() || dtype == DType::String {

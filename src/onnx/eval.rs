@@ -4,8 +4,9 @@
 //! that exporters put into such chains. Anything else simply stays in the graph.
 
 use super::attr::Attr;
-use super::data::Constant;
+use super::graph::ValueId;
 use super::infer::{self, transpose_perm};
+use super::literal::{Literal, Numbers, position, strides};
 use super::view::{View, broadcast};
 use crate::Result;
 use crate::tensor::DType;
@@ -13,157 +14,50 @@ use crate::tensor::DType;
 /// Largest result that is folded (a 2048² mask); larger ones stay nodes.
 const MAX_ELEMENTS: usize = 1 << 22;
 
-/// A small tensor whose numbers are known.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Literal {
-    dtype: DType,
-    shape: Vec<usize>,
-    numbers: Numbers,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Numbers {
-    Ints(Vec<i64>),
-    Floats(Vec<f64>),
-}
-
-impl Literal {
-    /// Element type.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    fn ints(dtype: DType, shape: &[usize], values: Vec<i64>) -> Self {
-        Self {
-            dtype,
-            shape: shape.to_vec(),
-            numbers: Numbers::Ints(values),
-        }
-    }
-
-    fn from_constant(c: &Constant) -> Option<Self> {
-        let numbers = match c.dtype.is_float() {
-            true => Numbers::Floats(c.to_floats()?),
-            false => Numbers::Ints(c.to_integers()?),
-        };
-        Some(Self {
-            dtype: c.dtype,
-            shape: c.shape.clone(),
-            numbers,
-        })
-    }
-
-    /// As a constant of the graph; floats are rounded to their type here.
-    pub fn into_constant(self) -> Constant {
-        match self.numbers {
-            Numbers::Ints(v) => Constant::integers(self.dtype, &self.shape, &v),
-            Numbers::Floats(v) => Constant::floats(self.dtype, &self.shape, &v),
-        }
-    }
-
-    fn as_floats(&self) -> Vec<f64> {
-        match &self.numbers {
-            Numbers::Ints(v) => v.iter().map(|x| *x as f64).collect(),
-            Numbers::Floats(v) => v.clone(),
-        }
-    }
-
-    /// The literal whose element `i` is this one's element `pick(i)`.
-    fn gathered(&self, shape: &[usize], pick: impl Fn(usize) -> usize) -> Self {
-        let n: usize = shape.iter().product();
-        let numbers = match &self.numbers {
-            Numbers::Ints(v) => Numbers::Ints((0..n).map(|i| v[pick(i)]).collect()),
-            Numbers::Floats(v) => Numbers::Floats((0..n).map(|i| v[pick(i)]).collect()),
-        };
-        Self {
-            dtype: self.dtype,
-            shape: shape.to_vec(),
-            numbers,
-        }
-    }
-
-    fn broadcast_to(&self, shape: &[usize]) -> Self {
-        let strides = strides(&self.shape);
-        let lead = shape.len() - self.shape.len();
-        self.gathered(shape, |i| {
-            let at = position(i, shape);
-            (0..self.shape.len())
-                .map(|d| {
-                    if self.shape[d] == 1 {
-                        0
-                    } else {
-                        at[d + lead] * strides[d]
-                    }
-                })
-                .sum()
-        })
-    }
-}
-
-fn strides(shape: &[usize]) -> Vec<usize> {
-    let mut s = vec![1; shape.len()];
-    for i in (1..shape.len()).rev() {
-        s[i - 1] = s[i] * shape[i];
-    }
-    s
-}
-
-/// Coordinates of element `i` of a row-major tensor.
-fn position(mut i: usize, shape: &[usize]) -> Vec<usize> {
-    let mut at = vec![0; shape.len()];
-    for d in (0..shape.len()).rev() {
-        at[d] = i % shape[d];
-        i /= shape[d];
-    }
-    at
-}
-
-/// The outputs of a node whose inputs are known, or `None` if it has to stay.
-pub fn evaluate(v: &View) -> Result<Option<Vec<Literal>>> {
+/// The `outputs` outputs of a node whose inputs are known, or `None` if it has to stay.
+pub fn evaluate(v: &View, outputs: usize) -> Result<Option<Vec<Literal>>> {
     if !v.node.domain.is_empty() {
         return Ok(None);
     }
     match v.node.op.as_str() {
         "Shape" => return shape_of(v),
         "Size" => {
-            return Ok(Some(vec![Literal::ints(
-                DType::I64,
-                &[],
-                vec![v.ty(0)?.len() as i64],
-            )]));
+            let count = v.ty(0)?.len() as i64;
+            return Ok(Some(vec![Literal::ints(DType::I64, &[], vec![count])]));
         }
         _ => {}
     }
     let mut inputs = Vec::with_capacity(v.node.inputs.len());
     for value in &v.node.inputs {
-        inputs.push(match value {
+        let known = match value {
             None => None,
-            Some(value) => {
-                // Parameters of more than one number are weights: their nodes stay, whatever they compute.
-                let weight = v.graph.parameters.contains(value) && v.graph.ty(*value).len() > 1;
-                match v
-                    .graph
-                    .number(*value)
-                    .filter(|_| !weight)
-                    .and_then(Literal::from_constant)
-                {
-                    Some(l) => Some(l),
-                    None => return Ok(None),
-                }
-            }
-        });
+            Some(value) => match known_numbers(v, *value) {
+                Some(literal) => Some(literal),
+                None => return Ok(None),
+            },
+        };
+        inputs.push(known);
     }
     if v.node.op == "Split" {
-        return split(v, &inputs);
+        return split(v, &inputs, outputs);
     }
+    // What has no shape rule, or breaks it, stays; the error comes when its node is added.
     let Ok(mut types) = infer::infer(v.graph, v.node, 1) else {
         return Ok(None);
     };
     let ty = types.swap_remove(0);
-    if ty.len() > MAX_ELEMENTS {
+    if ty.len() > MAX_ELEMENTS || ty.dtype == DType::String {
         return Ok(None);
     }
     Ok(one(v, &inputs, ty.dtype, &ty.shape)?.map(|l| vec![l]))
+}
+
+/// The numbers of `value`, unless it is a parameter of more than one number: those are weights, and their nodes stay,
+/// whatever they compute.
+fn known_numbers(v: &View, value: ValueId) -> Option<Literal> {
+    let weight = v.graph.parameters.contains(&value) && v.graph.ty(value).len() > 1;
+    let constant = v.graph.number(value).filter(|_| !weight)?;
+    Literal::from_constant(constant)
 }
 
 fn shape_of(v: &View) -> Result<Option<Vec<Literal>>> {
@@ -175,23 +69,17 @@ fn shape_of(v: &View) -> Result<Option<Vec<Literal>>> {
         (start + rank).max(0)
     } else {
         start.min(rank)
-    } as usize;
-    let dims: Vec<i64> = shape[start..start + ty.shape[0]]
-        .iter()
-        .map(|d| *d as i64)
-        .collect();
+    };
+    let dims = shape[start as usize..].iter().take(ty.shape[0]);
+    let dims = dims.map(|d| *d as i64).collect();
     Ok(Some(vec![Literal::ints(DType::I64, &ty.shape, dims)]))
 }
 
-fn split(v: &View, inputs: &[Option<Literal>]) -> Result<Option<Vec<Literal>>> {
-    let Some(x) = inputs[0].as_ref() else {
+fn split(v: &View, inputs: &[Option<Literal>], outputs: usize) -> Result<Option<Vec<Literal>>> {
+    let Some(x) = inputs.first().and_then(Option::as_ref) else {
         return Ok(None);
     };
     let axis = v.axis_attr(0, 0)?;
-    let outputs = match v.ints(1)? {
-        Some(parts) => parts.len(),
-        None => v.int("num_outputs", v.node.outputs.len() as i64).max(1) as usize,
-    };
     let strides = strides(&x.shape);
     let mut start = 0;
     let mut pieces = Vec::new();
@@ -208,94 +96,58 @@ fn split(v: &View, inputs: &[Option<Literal>]) -> Result<Option<Vec<Literal>>> {
     Ok(Some(pieces))
 }
 
-/// Evaluates a node with one output of the given type.
+/// Evaluates a node with one output of the given type, which its shape rule found to be sound.
 fn one(v: &View, inputs: &[Option<Literal>], dtype: DType, shape: &[usize]) -> Result<Option<Literal>> {
-    let n: usize = shape.iter().product();
-    if v.node.op == "ConstantOfShape" {
-        let fill = match v.node.attrs.get("value") {
-            Some(Attr::Tensor(c)) => Literal::from_constant(c),
-            _ => Some(Literal {
-                dtype,
-                shape: vec![1],
-                numbers: Numbers::Floats(vec![0.0]),
-            }),
-        };
-        return Ok(fill.map(|f| f.gathered(shape, |_| 0)));
-    }
-    let Some(x) = inputs.first().and_then(Option::as_ref) else {
+    let given = |i: usize| inputs.get(i).and_then(Option::as_ref);
+    let Some(x) = given(0) else {
         return Ok(None);
     };
     Ok(match v.node.op.as_str() {
+        "ConstantOfShape" => filled(v, dtype, shape),
         "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => Some(x.gathered(shape, |i| i)),
         "Expand" => Some(x.broadcast_to(shape)),
-        "Cast" | "CastLike" => Some(cast(x, dtype)),
+        "Cast" | "CastLike" => Some(x.cast(dtype)),
         "Transpose" => {
             let (perm, from) = (transpose_perm(v)?, strides(&x.shape));
-            Some(x.gathered(shape, |i| {
+            let place = |i| {
                 position(i, shape)
                     .iter()
                     .zip(&perm)
                     .map(|(at, p)| at * from[*p])
                     .sum()
-            }))
+            };
+            Some(x.gathered(shape, place))
         }
-        "Slice" => {
-            let (cuts, from) = (v.slice_axes()?, strides(&x.shape));
-            Some(x.gathered(shape, |i| {
-                let mut at: Vec<i64> = position(i, shape).iter().map(|a| *a as i64).collect();
-                for c in &cuts {
-                    at[c.axis] = c.start + at[c.axis] * c.step;
-                }
-                at.iter().zip(&from).map(|(a, s)| *a as usize * s).sum()
-            }))
-        }
+        "Slice" => Some(slice(v, x, shape)?),
         "Gather" => gather(v, x, inputs, shape)?,
         "Concat" => concat(v, inputs, dtype, shape)?,
         "Range" => {
-            let l = |i: usize| inputs.get(i).and_then(Option::as_ref).map(|l| l.as_floats()[0]);
-            let (Some(start), Some(delta)) = (l(0), l(2)) else {
+            let first = |i: usize| given(i)?.as_floats().first().copied();
+            let (Some(start), Some(delta)) = (first(0), first(2)) else {
                 return Ok(None);
             };
-            Some(from_floats(
-                dtype,
-                shape,
-                (0..n).map(|i| start + i as f64 * delta).collect(),
-            ))
+            let count: usize = shape.iter().product();
+            let values = (0..count).map(|i| start + i as f64 * delta).collect();
+            Some(Literal::floats(dtype, shape, values))
         }
         "Tile" => {
             let from = strides(&x.shape);
-            Some(x.gathered(shape, |i| {
-                position(i, shape)
-                    .iter()
-                    .enumerate()
-                    .map(|(d, a)| (a % x.shape[d]) * from[d])
-                    .sum()
-            }))
-        }
-        "Trilu" => {
-            let k = match v.has(1) {
-                true => v.ints(1)?.map_or(0, |k| k[0]),
-                false => 0,
+            let place = |i| {
+                let at = position(i, shape).into_iter().enumerate();
+                at.map(|(d, a)| (a % x.shape[d]) * from[d]).sum()
             };
-            let upper = v.int("upper", 1) != 0;
-            Some(masked(x, |at| {
-                let d = at[at.len() - 1] as i64 - at[at.len() - 2] as i64;
-                if upper { d >= k } else { d <= k }
-            }))
+            Some(x.gathered(shape, place))
         }
+        "Trilu" => Some(triangle(v, x)?),
         "ReduceProd" | "ReduceSum" | "ReduceMax" | "ReduceMin" => reduce(v, x, dtype, shape)?,
-        "Where" => {
-            let (Some(a), Some(b)) = (inputs[1].as_ref(), inputs[2].as_ref()) else {
-                return Ok(None);
-            };
-            let (c, a, b) = (
-                x.broadcast_to(shape),
-                a.broadcast_to(shape),
-                b.broadcast_to(shape),
-            );
-            Some(pick(&c, &a, &b, dtype, shape))
-        }
-        op => match inputs.get(1).and_then(Option::as_ref) {
+        "Where" => match (given(1), given(2)) {
+            (Some(a), Some(b)) => {
+                let all = [x, a, b].map(|l| l.broadcast_to(shape));
+                Some(pick(&all[0], &all[1], &all[2], dtype, shape))
+            }
+            _ => None,
+        },
+        op => match given(1) {
             None => unary(op, x, dtype, shape),
             Some(y) if inputs.len() == 2 => binary(v, x, y, dtype),
             Some(_) => None,
@@ -303,46 +155,36 @@ fn one(v: &View, inputs: &[Option<Literal>], dtype: DType, shape: &[usize]) -> R
     })
 }
 
-fn from_floats(dtype: DType, shape: &[usize], values: Vec<f64>) -> Literal {
-    let numbers = match dtype.is_float() {
-        true => Numbers::Floats(values.into_iter().map(|v| round_to(dtype, v)).collect()),
-        false => Numbers::Ints(values.into_iter().map(|v| v as i64).collect()),
+/// `ConstantOfShape`: zeros, or the one number of its attribute.
+fn filled(v: &View, dtype: DType, shape: &[usize]) -> Option<Literal> {
+    let fill = match v.node.attrs.get("value") {
+        Some(Attr::Tensor(c)) => Literal::from_constant(c).filter(|_| c.len() == 1)?,
+        _ => Literal::floats(dtype, &[1], vec![0.0]),
     };
-    Literal {
-        dtype,
-        shape: shape.to_vec(),
-        numbers,
-    }
+    Some(fill.gathered(shape, |_| 0))
 }
 
-/// What a runtime would have computed in this type.
-fn round_to(dtype: DType, v: f64) -> f64 {
-    match dtype {
-        DType::F32 => f64::from(v as f32),
-        DType::F16 => half::f16::from_f64(v).to_f64(),
-        DType::BF16 => half::bf16::from_f64(v).to_f64(),
-        _ => v,
-    }
+fn slice(v: &View, x: &Literal, shape: &[usize]) -> Result<Literal> {
+    let (cuts, from) = (v.slice_axes()?, strides(&x.shape));
+    Ok(x.gathered(shape, |i| {
+        let mut at: Vec<i64> = position(i, shape).iter().map(|a| *a as i64).collect();
+        for c in &cuts {
+            at[c.axis] = c.start + at[c.axis] * c.step;
+        }
+        at.iter().zip(&from).map(|(a, s)| *a as usize * s).sum()
+    }))
 }
 
-fn cast(x: &Literal, to: DType) -> Literal {
-    let numbers = match (&x.numbers, to.is_float(), to) {
-        (Numbers::Ints(v), true, _) => Numbers::Floats(v.iter().map(|v| round_to(to, *v as f64)).collect()),
-        (Numbers::Floats(v), true, _) => Numbers::Floats(v.iter().map(|v| round_to(to, *v)).collect()),
-        (Numbers::Ints(v), false, DType::Bool) => {
-            Numbers::Ints(v.iter().map(|v| i64::from(*v != 0)).collect())
-        }
-        (Numbers::Floats(v), false, DType::Bool) => {
-            Numbers::Ints(v.iter().map(|v| i64::from(*v != 0.0)).collect())
-        }
-        (Numbers::Ints(v), false, _) => Numbers::Ints(v.clone()),
-        (Numbers::Floats(v), false, _) => Numbers::Ints(v.iter().map(|v| *v as i64).collect()),
-    };
-    Literal {
-        dtype: to,
-        shape: x.shape.clone(),
-        numbers,
-    }
+fn triangle(v: &View, x: &Literal) -> Result<Literal> {
+    let k = v.first_int(1, 0)?;
+    let upper = v.int("upper", 1) != 0;
+    Ok(masked(x, |at| {
+        let above = match at {
+            [.., row, column] => *column as i64 - *row as i64,
+            _ => 0,
+        };
+        if upper { above >= k } else { above <= k }
+    }))
 }
 
 fn gather(v: &View, x: &Literal, inputs: &[Option<Literal>], shape: &[usize]) -> Result<Option<Literal>> {
@@ -467,7 +309,7 @@ fn reduce(v: &View, x: &Literal, dtype: DType, shape: &[usize]) -> Result<Option
             _ => out[j].min(value),
         };
     }
-    Ok(Some(from_floats(dtype, shape, out)))
+    Ok(Some(Literal::floats(dtype, shape, out)))
 }
 
 fn unary(op: &str, x: &Literal, dtype: DType, shape: &[usize]) -> Option<Literal> {
@@ -496,7 +338,7 @@ fn unary(op: &str, x: &Literal, dtype: DType, shape: &[usize]) -> Option<Literal
         "IsInf" => |v| f64::from(v.is_infinite()),
         _ => return None,
     };
-    Some(from_floats(
+    Some(Literal::floats(
         dtype,
         shape,
         x.as_floats().into_iter().map(f).collect(),
@@ -536,7 +378,7 @@ fn binary(v: &View, x: &Literal, y: &Literal, dtype: DType) -> Option<Literal> {
         .zip(y.as_floats())
         .map(|(a, b)| f(a, b))
         .collect();
-    Some(from_floats(dtype, &shape, values))
+    Some(Literal::floats(dtype, &shape, values))
 }
 
 type IntegerFunction = fn(i64, i64) -> Option<i64>;
@@ -550,7 +392,7 @@ fn integer_function(v: &View) -> Option<IntegerFunction> {
         "Div" => i64::checked_div,
         "Mod" if fmod => i64::checked_rem,
         // The sign of the divisor, as ONNX asks for integers.
-        "Mod" => |a, b| Some(a.checked_rem(b)?.checked_add(b)?.checked_rem(b)?),
+        "Mod" => |a, b| a.checked_rem(b)?.checked_add(b)?.checked_rem(b),
         "Pow" => |a, b| a.checked_pow(u32::try_from(b).ok()?),
         "Min" => |a, b| Some(a.min(b)),
         "Max" => |a, b| Some(a.max(b)),

@@ -48,7 +48,20 @@ impl TensorType {
     pub fn rank(&self) -> usize {
         self.shape.len()
     }
+
+    /// Whether it is small enough that products of its dimensions, and sums of a few of them, cannot overflow. Beyond
+    /// are only damaged files and typing errors.
+    pub fn is_countable(&self) -> bool {
+        let count = self
+            .shape
+            .iter()
+            .try_fold(1_usize, |n, d| n.checked_mul((*d).max(1)));
+        count.is_some_and(|n| n <= LARGEST_COUNT)
+    }
 }
+
+/// More elements than any machine holds.
+const LARGEST_COUNT: usize = 1 << 48;
 
 impl std::fmt::Display for TensorType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -106,6 +119,9 @@ impl Node {
     }
 }
 
+/// What makes two nodes equal: operator, domain, inputs, and attributes with the number of outputs, as text.
+pub(super) type NodeKey = (String, String, Vec<Option<ValueId>>, String);
+
 /// A static graph; see the module's text.
 #[derive(Debug, Clone)]
 pub struct Graph {
@@ -131,7 +147,7 @@ pub struct Graph {
     /// Numbers known while shapes are worked out, of values that still are computed because parameters feed them.
     pub(super) folded: HashMap<ValueId, Constant>,
     pub(super) values: Vec<Value>,
-    pub(super) known: HashMap<(String, String, Vec<Option<ValueId>>, String), Vec<Option<ValueId>>>,
+    pub(super) known: HashMap<NodeKey, Vec<Option<ValueId>>>,
     pub(super) literals: HashMap<(DType, Vec<usize>, Vec<u64>), ValueId>,
 }
 

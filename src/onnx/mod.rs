@@ -2,25 +2,34 @@
 //!
 //! A file is read by [`Model::read`] (external data stays where it is), made static by [`specialize`] (dimensions fixed,
 //! integer sub-graphs folded, every shape known), grown by the builder methods of [`Graph`], and written by
-//! [`write::save`] or handed to a session as bytes. This module alone knows protobuf.
+//! [`save`] or handed to a session as bytes. This module alone knows protobuf.
 
 pub mod attr;
 pub mod build;
 pub mod data;
+mod dims;
 pub mod einsum;
 mod eval;
 pub mod graph;
 pub mod infer;
+mod literal;
+mod print;
 mod proto;
 pub mod read;
+mod save;
 mod sequence;
 pub mod specialize;
+pub mod validate;
 pub mod view;
+mod window;
 pub mod write;
 
 pub use attr::{Attr, Attrs};
 pub use data::{Constant, TensorData};
+pub use dims::Dims;
 pub use graph::{Graph, Node, TensorType, ValueId};
 pub use read::{Dim, InputInfo, Model};
-pub use specialize::{Dims, Options as SpecializeOptions, specialize};
+pub use save::save;
+pub use specialize::{Options as SpecializeOptions, specialize};
+pub use validate::validate;
 pub use view::View;

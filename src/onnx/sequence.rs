@@ -3,7 +3,7 @@
 use super::attr::Attrs;
 use super::graph::{Node, ValueId};
 use super::proto::NodeProto;
-use super::specialize::{Binding, Walk};
+use super::specialize::{Binding, Walk, input_name};
 use super::view::View;
 use crate::{Error, Result};
 
@@ -27,12 +27,12 @@ pub fn node(walk: &mut Walk, proto: &NodeProto, attrs: &Attrs, place: &str) -> R
                 .collect::<Result<_>>()?,
         ),
         "SequenceLength" => {
-            let n = items(walk, &proto.input[0], place)?.len() as i64;
+            let n = items(walk, input_name(proto, 0, place)?, place)?.len() as i64;
             Binding::Value(walk.graph.int_scalar(n))
         }
         "SequenceAt" => {
-            let list = items(walk, &proto.input[0], place)?;
-            let index = walk.value(&proto.input[1], place)?;
+            let list = items(walk, input_name(proto, 0, place)?, place)?;
+            let index = walk.value(input_name(proto, 1, place)?, place)?;
             let index = walk
                 .graph
                 .constant_integers(index)
@@ -48,7 +48,7 @@ pub fn node(walk: &mut Walk, proto: &NodeProto, attrs: &Attrs, place: &str) -> R
             })?)
         }
         _ => {
-            let list = items(walk, &proto.input[0], place)?;
+            let list = items(walk, input_name(proto, 0, place)?, place)?;
             let axis = attrs.get_int("axis", 0);
             if attrs.get_int("new_axis", 0) != 0 {
                 let axes = walk.graph.ints(&[axis]);
@@ -66,6 +66,9 @@ pub fn node(walk: &mut Walk, proto: &NodeProto, attrs: &Attrs, place: &str) -> R
     Ok(())
 }
 
+/// Longest sequence that is resolved.
+const LONGEST: usize = 1 << 16;
+
 fn items(walk: &Walk, name: &str, place: &str) -> Result<Vec<ValueId>> {
     match walk.lookup(name, place)? {
         Binding::Sequence(list) => Ok(list),
@@ -78,7 +81,7 @@ fn items(walk: &Walk, name: &str, place: &str) -> Result<Vec<ValueId>> {
 }
 
 fn split(walk: &mut Walk, proto: &NodeProto, attrs: &Attrs, place: &str) -> Result<Vec<ValueId>> {
-    let x = walk.value(&proto.input[0], place)?;
+    let x = walk.value(input_name(proto, 0, place)?, place)?;
     let lengths = match proto.input.get(1).filter(|n| !n.is_empty()) {
         Some(name) => Some(walk.value(name, place)?),
         None => None,
@@ -95,17 +98,21 @@ fn split(walk: &mut Walk, proto: &NodeProto, attrs: &Attrs, place: &str) -> Resu
     let view = View::new(&walk.graph, &probe);
     let axis = view.axis_attr(0, 0)?;
     let n = view.shape(0)?[axis];
+    let too_many = || view.error(format!("makes a sequence of more than {LONGEST} parts"));
     let (parts, keep) = match lengths {
+        None if n > LONGEST => return Err(too_many()),
         None => (vec![1; n], attrs.get_int("keepdims", 1) != 0),
-        Some(v) => {
-            let given = view.ints(1)?.unwrap_or_default();
-            let parts = if walk.graph.rank(v) == 0 {
-                let each = given.first().copied().unwrap_or(1).max(1) as usize;
-                (0..n.div_ceil(each)).map(|i| each.min(n - i * each)).collect()
-            } else {
-                given.iter().map(|p| (*p).max(0) as usize).collect()
-            };
-            (parts, true)
+        Some(v) if walk.graph.rank(v) == 0 => {
+            let each = usize::try_from(view.first_int(1, 1)?).unwrap_or(0).max(1);
+            if n.div_ceil(each) > LONGEST {
+                return Err(too_many());
+            }
+            let part = |i| each.min(n - i * each);
+            ((0..n.div_ceil(each)).map(part).collect(), true)
+        }
+        Some(_) => {
+            let count = view.ints(1)?.map_or(0, |given| given.len());
+            (view.split_parts(count)?, true)
         }
     };
     let (mut start, mut list) = (0, Vec::with_capacity(parts.len()));

@@ -4,26 +4,19 @@
 //! feeds) are evaluated, `If` with a known condition and model-local functions are inlined, sequences are resolved, and
 //! every remaining node gets its types. Weights are never read.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use super::attr::{Attr, Attrs};
 use super::data::Constant;
-use super::eval::{self, Literal};
-use super::graph::{Graph, Node, TensorType, ValueId};
+use super::dims::{Dims, check_known, fix};
+use super::eval;
+use super::graph::{Graph, Node, ValueId};
+use super::literal::Literal;
 use super::proto::{FunctionProto, GraphProto, NodeProto};
-use super::read::{Dim, InputInfo, Model};
+use super::read::Model;
 use super::sequence;
 use super::view::View;
 use crate::{Error, Result};
-
-/// Dimensions given by the caller.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Dims {
-    /// Named dimensions (`batch` → 2).
-    pub named: BTreeMap<String, usize>,
-    /// Whole shapes by input name, for dimensions without a name.
-    pub shapes: BTreeMap<String, Vec<usize>>,
-}
 
 /// How to make a model static.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,10 +58,8 @@ pub fn specialize(model: &Model, options: &Options) -> Result<Graph> {
     let infos = model.inputs()?;
     check_known(&infos, &options.dims, model)?;
     for info in infos {
-        let shape = fix(&info, &options.dims, model)?;
-        let id = walk
-            .graph
-            .add_input(&info.name, TensorType::new(info.dtype, shape));
+        let ty = fix(&info, &options.dims, model)?;
+        let id = walk.graph.add_input(&info.name, ty);
         walk.bind(&info.name, Binding::Value(id));
     }
     walk.nodes(&proto.node)?;
@@ -81,100 +72,6 @@ pub fn specialize(model: &Model, options: &Options) -> Result<Graph> {
     graph.prune();
     graph.index_nodes();
     Ok(graph)
-}
-
-/// Refuses `--dim` and `--shape` for names the model does not have: a typing error would otherwise go unnoticed.
-fn check_known(infos: &[InputInfo], dims: &Dims, model: &Model) -> Result<()> {
-    let place = || model.path.display().to_string();
-    let mut names: Vec<&str> = infos
-        .iter()
-        .flat_map(|i| i.dims.iter().flatten())
-        .filter_map(|d| match d {
-            Dim::Named(n) => Some(n.as_str()),
-            _ => None,
-        })
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    if let Some(name) = dims.named.keys().find(|n| !names.contains(&n.as_str())) {
-        let known = if names.is_empty() {
-            "It has no named dimensions.".into()
-        } else {
-            format!("It has: {}.", names.join(", "))
-        };
-        return Err(Error::bad(
-            place(),
-            format!("has no dimension named `{name}`"),
-            known,
-        ));
-    }
-    let inputs: Vec<&str> = infos.iter().map(|i| i.name.as_str()).collect();
-    if let Some(name) = dims.shapes.keys().find(|n| !inputs.contains(&n.as_str())) {
-        return Err(Error::bad(
-            place(),
-            format!("has no input named `{name}`"),
-            format!("It has: {}.", inputs.join(", ")),
-        ));
-    }
-    Ok(())
-}
-
-/// The shape of an input once all dimensions are given.
-fn fix(info: &InputInfo, dims: &Dims, model: &Model) -> Result<Vec<usize>> {
-    let place = || format!("{}: input `{}`", model.path.display(), info.name);
-    let given = dims.shapes.get(&info.name);
-    let Some(declared) = &info.dims else {
-        return given.cloned().ok_or_else(|| {
-            Error::bad(
-                place(),
-                "has no declared shape",
-                format!("Give it with --shape {}=….", info.name),
-            )
-        });
-    };
-    if let Some(given) = given
-        && given.len() != declared.len()
-    {
-        return Err(Error::bad(
-            place(),
-            format!(
-                "has {} dimensions, but --shape gives {}",
-                declared.len(),
-                given.len()
-            ),
-            "Give one number per dimension.",
-        ));
-    }
-    let one = |(i, dim): (usize, &Dim)| {
-        let by_name = match dim {
-            Dim::Fixed(n) => Some(*n),
-            Dim::Named(name) => dims.named.get(name).copied(),
-            Dim::Unknown => None,
-        };
-        let by_shape = given.map(|g| g[i]);
-        match (by_name, by_shape) {
-            (Some(a), Some(b)) if a != b => Err(Error::bad(
-                place(),
-                format!("dimension {i} is {a}, but --shape gives {b}"),
-                "Give the same number, or leave one out.",
-            )),
-            (Some(n), _) | (None, Some(n)) => Ok(n),
-            (None, None) => {
-                let (what, remedy) = match dim {
-                    Dim::Named(name) => (
-                        format!("dimension {i} (`{name}`) is not fixed"),
-                        format!("Give it with --dim {name}=N."),
-                    ),
-                    _ => (
-                        format!("dimension {i} has no name and is not fixed"),
-                        format!("Give all dimensions with --shape {}=….", info.name),
-                    ),
-                };
-                Err(Error::bad(place(), what, remedy))
-            }
-        }
-    };
-    declared.iter().enumerate().map(one).collect()
 }
 
 /// Deepest nesting of functions and branches; real models have two or three levels.
@@ -265,10 +162,17 @@ impl<'m> Walk<'m> {
             return self.call(proto, function);
         }
         let place = format!("{} node `{}`", proto.op_type, proto.name);
+        if proto.output.is_empty() {
+            return Err(Error::bad(
+                place,
+                "has no output",
+                "The file is damaged; export it again.",
+            ));
+        }
         let attrs = Attrs::from_proto(&proto.attribute, &self.outer_attrs, &place)?;
         match proto.op_type.as_str() {
             "Constant" => self.constant(proto, &attrs, &place),
-            "If" => self.branch(proto, &attrs, &place),
+            "If" => self.branch(proto, &place),
             op if sequence::handles(op) => sequence::node(self, proto, &attrs, &place),
             _ => self.plain(proto, attrs, &place),
         }
@@ -307,7 +211,7 @@ impl<'m> Walk<'m> {
             self.bind(&proto.output[0], Binding::Value(alias));
             return Ok(());
         }
-        if let Some(literals) = eval::evaluate(&View::new(&self.graph, &node))? {
+        if let Some(literals) = eval::evaluate(&View::new(&self.graph, &node), proto.output.len())? {
             let fed_by_parameter = node.inputs.iter().flatten().any(|v| self.is_parametric(*v));
             if !(fed_by_parameter && literals.iter().any(|l| l.dtype().is_float())) {
                 for (name, literal) in proto.output.iter().zip(literals) {
@@ -434,8 +338,8 @@ impl<'m> Walk<'m> {
     }
 
     /// Inlines the branch of an `If` whose condition is known.
-    fn branch(&mut self, proto: &'m NodeProto, attrs: &Attrs, place: &str) -> Result<()> {
-        let condition = self.value(&proto.input[0], place)?;
+    fn branch(&mut self, proto: &'m NodeProto, place: &str) -> Result<()> {
+        let condition = self.value(input_name(proto, 0, place)?, place)?;
         let Some(truth) = self.graph.constant_integers(condition) else {
             return Err(Error::bad(
                 place,
@@ -448,7 +352,6 @@ impl<'m> Walk<'m> {
         } else {
             "else_branch"
         };
-        let _ = attrs;
         let body = proto
             .attribute
             .iter()
@@ -501,6 +404,13 @@ impl<'m> Walk<'m> {
         }
         Ok(())
     }
+}
+
+/// Name of an input that has to be there.
+pub(super) fn input_name<'p>(proto: &'p NodeProto, i: usize, place: &str) -> Result<&'p str> {
+    let name = proto.input.get(i).filter(|n| !n.is_empty());
+    name.map(String::as_str)
+        .ok_or_else(|| Error::bad(place, format!("lacks its input {i}"), "Export the model again."))
 }
 
 /// Adds the file's name to an error about one of its nodes.

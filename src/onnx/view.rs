@@ -4,6 +4,7 @@
 //! whichever opset wrote it (axes as attribute or as input, `auto_pad` or explicit pads).
 
 use super::graph::{Graph, Node, TensorType, ValueId};
+pub use super::window::{TransposedWindow, Window};
 use crate::tensor::DType;
 use crate::{Error, Result};
 
@@ -14,25 +15,6 @@ pub struct View<'a> {
     pub graph: &'a Graph,
     /// The node.
     pub node: &'a Node,
-}
-
-/// Window operators (`Conv`, `ConvTranspose`, pooling): everything per spatial dimension.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Window {
-    pub kernel: Vec<usize>,
-    pub strides: Vec<usize>,
-    pub dilations: Vec<usize>,
-    pub pads_begin: Vec<usize>,
-    pub pads_end: Vec<usize>,
-    pub ceil_mode: bool,
-}
-
-impl Window {
-    /// Elements along dimension `i` that the kernel spans.
-    pub fn span(&self, i: usize) -> usize {
-        self.dilations[i] * (self.kernel[i] - 1) + 1
-    }
 }
 
 /// One sliced axis, normalised: `len` elements from `start` in steps of `step` (which may be negative).
@@ -144,6 +126,38 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The first integer of the constant input `i`, or `default` if the input is absent.
+    pub fn first_int(&self, i: usize, default: i64) -> Result<i64> {
+        match self.ints(i)? {
+            None => Ok(default),
+            Some(v) => v
+                .first()
+                .copied()
+                .ok_or_else(|| self.error(format!("has an empty input {i}"))),
+        }
+    }
+
+    /// A list attribute of sizes (strides, pads, …): none negative, none that would make counting overflow.
+    pub fn sizes(&self, name: &str) -> Result<Option<Vec<usize>>> {
+        let size = |v: &i64| {
+            let size = i32::try_from(*v).ok().and_then(|v| usize::try_from(v).ok());
+            size.ok_or_else(|| self.error(format!("has {name} = {v}, which is no size")))
+        };
+        let list = self.node.attrs.opt_ints(name);
+        list.map(|v| v.iter().map(size).collect()).transpose()
+    }
+
+    /// An error unless input `i` has `rank` dimensions.
+    pub fn expect_rank(&self, i: usize, rank: usize) -> Result<()> {
+        let shape = self.shape(i)?;
+        if shape.len() == rank {
+            return Ok(());
+        }
+        Err(self.error(format!(
+            "needs {rank} dimensions in input {i}, whose shape is {shape:?}"
+        )))
+    }
+
     /// A possibly negative axis of a tensor of `rank` dimensions as a position.
     pub fn axis(&self, axis: i64, rank: usize) -> Result<usize> {
         let n = if axis < 0 { axis + rank as i64 } else { axis };
@@ -164,8 +178,20 @@ impl<'a> View<'a> {
             Some(v) => Some(v),
             None => self.node.attrs.opt_ints("axes").map(<[i64]>::to_vec),
         };
-        raw.map(|v| v.into_iter().map(|a| self.axis(a, rank)).collect())
-            .transpose()
+        raw.map(|v| self.distinct_axes(&v, rank)).transpose()
+    }
+
+    /// Axes as positions, each named once.
+    fn distinct_axes(&self, axes: &[i64], rank: usize) -> Result<Vec<usize>> {
+        let mut found = Vec::with_capacity(axes.len());
+        for axis in axes {
+            let axis = self.axis(*axis, rank)?;
+            if found.contains(&axis) {
+                return Err(self.error(format!("names axis {axis} twice")));
+            }
+            found.push(axis);
+        }
+        Ok(found)
     }
 
     /// Axes a reduction runs over, and whether it keeps them.
@@ -180,57 +206,6 @@ impl<'a> View<'a> {
         Ok((axes, keep))
     }
 
-    /// Window of a convolution or pooling node over input 0. `kernel` overrides the attribute `kernel_shape`.
-    pub fn window(&self, kernel: Option<&[usize]>) -> Result<Window> {
-        let spatial = &self.shape(0)?[2..];
-        let n = spatial.len();
-        let list = |name: &str| -> Option<Vec<usize>> {
-            self.node
-                .attrs
-                .opt_ints(name)
-                .map(|v| v.iter().map(|x| (*x).max(0) as usize).collect())
-        };
-        let kernel = match (kernel, list("kernel_shape")) {
-            (Some(k), _) => k.to_vec(),
-            (None, Some(k)) => k,
-            (None, None) => return Err(self.error("lacks the attribute kernel_shape")),
-        };
-        let strides = list("strides").unwrap_or_else(|| vec![1; n]);
-        let dilations = list("dilations").unwrap_or_else(|| vec![1; n]);
-        let pads = list("pads").unwrap_or_else(|| vec![0; 2 * n]);
-        if kernel.len() != n || strides.len() != n || dilations.len() != n || pads.len() != 2 * n {
-            return Err(self.error(format!("has attributes that do not fit {n} spatial dimensions")));
-        }
-        if kernel.contains(&0) || strides.contains(&0) {
-            return Err(self.error("has a kernel or stride of 0"));
-        }
-        let mut w = Window {
-            kernel,
-            strides,
-            dilations,
-            pads_begin: pads[..n].to_vec(),
-            pads_end: pads[n..].to_vec(),
-            ceil_mode: self.int("ceil_mode", 0) != 0,
-        };
-        let auto = self.str("auto_pad", "NOTSET");
-        if auto == "VALID" {
-            w.pads_begin = vec![0; n];
-            w.pads_end = vec![0; n];
-        } else if auto.starts_with("SAME") {
-            for i in 0..n {
-                let out = spatial[i].div_ceil(w.strides[i]);
-                let total = ((out - 1) * w.strides[i] + w.span(i)).saturating_sub(spatial[i]);
-                let (small, large) = (total / 2, total - total / 2);
-                (w.pads_begin[i], w.pads_end[i]) = if auto == "SAME_UPPER" {
-                    (small, large)
-                } else {
-                    (large, small)
-                };
-            }
-        }
-        Ok(w)
-    }
-
     /// The axes that a `Slice` node cuts.
     pub fn slice_axes(&self) -> Result<Vec<SliceAxis>> {
         let shape = self.shape(0)?;
@@ -239,13 +214,10 @@ impl<'a> View<'a> {
                 .ok_or_else(|| self.error(format!("lacks its input {i}")))
         };
         let (starts, ends) = (need(1)?, need(2)?);
-        let axes = match self.ints(3)? {
-            Some(a) => a
-                .into_iter()
-                .map(|a| self.axis(a, shape.len()))
-                .collect::<Result<Vec<_>>>()?,
-            None => (0..starts.len()).collect(),
-        };
+        let axes = self
+            .ints(3)?
+            .unwrap_or_else(|| (0..starts.len() as i64).collect());
+        let axes = self.distinct_axes(&axes, shape.len())?;
         let steps = self.ints(4)?.unwrap_or_else(|| vec![1; starts.len()]);
         if ends.len() != starts.len() || axes.len() != starts.len() || steps.len() != starts.len() {
             return Err(self.error("has starts, ends, axes and steps of different lengths"));
@@ -281,12 +253,12 @@ impl<'a> View<'a> {
     pub fn pads(&self) -> Result<(Vec<i64>, Vec<i64>)> {
         let rank = self.rank(0)?;
         let given = self.ints(1)?.ok_or_else(|| self.error("lacks its pads"))?;
-        let axes: Vec<usize> = match self.ints(3)? {
-            Some(a) => a.into_iter().map(|a| self.axis(a, rank)).collect::<Result<_>>()?,
+        let axes = match self.ints(3)? {
+            Some(a) => self.distinct_axes(&a, rank)?,
             None => (0..rank).collect(),
         };
-        if given.len() != 2 * axes.len() {
-            return Err(self.error("has pads that do not fit its axes"));
+        if given.len() != 2 * axes.len() || given.iter().any(|p| i32::try_from(*p).is_err()) {
+            return Err(self.error(format!("has pads {given:?}, which do not fit its axes {axes:?}")));
         }
         let (mut before, mut after) = (vec![0; rank], vec![0; rank]);
         for (i, axis) in axes.iter().enumerate() {
@@ -301,13 +273,16 @@ impl<'a> View<'a> {
         let axis = self.axis_attr(0, 0)?;
         let n = self.shape(0)?[axis];
         if let Some(parts) = self.ints(1)? {
-            let parts: Vec<usize> = parts.into_iter().map(|p| p.max(0) as usize).collect();
-            if parts.iter().sum::<usize>() != n || parts.len() != outputs {
-                return Err(self.error(format!("has parts {parts:?} that do not add up to {n}")));
-            }
-            return Ok(parts);
+            let sum = |parts: &[usize]| parts.iter().try_fold(0_usize, |sum, p| sum.checked_add(*p));
+            let sizes: Result<Vec<usize>, _> = parts.iter().map(|p| usize::try_from(*p)).collect();
+            return match sizes {
+                Ok(sizes) if sizes.len() == outputs && sum(&sizes) == Some(n) => Ok(sizes),
+                _ => Err(self.error(format!(
+                    "has {outputs} outputs and parts {parts:?} for a dimension of {n}"
+                ))),
+            };
         }
-        let each = n.div_ceil(outputs);
+        let each = n.div_ceil(outputs.max(1));
         Ok((0..outputs)
             .map(|i| each.min(n.saturating_sub(i * each)))
             .collect())
@@ -342,72 +317,23 @@ pub struct Heads {
     pub kv: usize,
 }
 
-/// Geometry of a `ConvTranspose` node; its pads may be negative when `output_shape` asks for more than there is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct TransposedWindow {
-    pub window: Window,
-    pub pads_begin: Vec<i64>,
-    pub pads_end: Vec<i64>,
-    pub output_padding: Vec<usize>,
-}
-
 impl View<'_> {
     /// Heads of queries and of keys and values: from the attributes (3-D inputs) or the shapes (4-D inputs).
     pub fn attention_heads(&self) -> Result<Heads> {
-        let (q, k) = (self.shape(0)?, self.shape(1)?);
-        if q.len() == 4 && k.len() == 4 {
-            return Ok(Heads { q: q[1], kv: k[1] });
-        }
+        let (q, k, v) = (self.shape(0)?, self.shape(1)?, self.shape(2)?);
         let heads = |name: &str| self.int(name, 0).max(0) as usize;
-        let (q, kv) = (heads("q_num_heads"), heads("kv_num_heads"));
+        let (q, kv) = match (q.len(), k.len(), v.len()) {
+            (4, 4, 4) => (q[1], k[1]),
+            (3, 3, 3) => (heads("q_num_heads"), heads("kv_num_heads")),
+            _ => {
+                return Err(self.error(format!(
+                    "has queries {q:?}, keys {k:?} and values {v:?}, which should all have 3 or all 4 dimensions"
+                )));
+            }
+        };
         if q == 0 || kv == 0 {
-            return Err(self.error("has 3-D inputs but no numbers of heads"));
+            return Err(self.error("has no numbers of heads"));
         }
         Ok(Heads { q, kv })
-    }
-
-    /// Strides, dilations, pads and output padding of a `ConvTranspose` node.
-    pub fn conv_transpose_window(&self) -> Result<TransposedWindow> {
-        let kernel = self.shape(1)?[2..].to_vec();
-        let n = kernel.len();
-        let mut window = self.window(Some(&kernel))?;
-        let list = |name: &str| self.node.attrs.opt_ints(name).map(<[i64]>::to_vec);
-        let output_padding: Vec<usize> = list("output_padding")
-            .unwrap_or_else(|| vec![0; n])
-            .iter()
-            .map(|p| (*p).max(0) as usize)
-            .collect();
-        let auto = self.str("auto_pad", "NOTSET");
-        let mut begin: Vec<i64> = window.pads_begin.iter().map(|p| *p as i64).collect();
-        let mut end: Vec<i64> = window.pads_end.iter().map(|p| *p as i64).collect();
-        let spatial = &self.shape(0)?[2..];
-        let wanted: Option<Vec<i64>> = match list("output_shape") {
-            Some(o) => Some(o[o.len().saturating_sub(n)..].to_vec()),
-            None if auto.starts_with("SAME") => {
-                Some((0..n).map(|i| (spatial[i] * window.strides[i]) as i64).collect())
-            }
-            None => None,
-        };
-        if let Some(wanted) = wanted {
-            for i in 0..n {
-                let full = (spatial[i] - 1) * window.strides[i] + window.span(i) + output_padding[i];
-                let total = full as i64 - wanted[i];
-                let half = total / 2;
-                (begin[i], end[i]) = if auto == "SAME_UPPER" {
-                    (half, total - half)
-                } else {
-                    (total - half, half)
-                };
-            }
-        }
-        window.pads_begin = begin.iter().map(|p| (*p).max(0) as usize).collect();
-        window.pads_end = end.iter().map(|p| (*p).max(0) as usize).collect();
-        Ok(TransposedWindow {
-            window,
-            pads_begin: begin,
-            pads_end: end,
-            output_padding,
-        })
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use prost::Message;
 
-use super::data::{TensorData, dtype_to_onnx};
+use super::data::dtype_to_onnx;
 use super::graph::{Graph, TensorType, ValueId};
 use super::proto::{self, DimensionValue};
 use crate::{Error, Result};
@@ -75,59 +75,6 @@ pub fn to_bytes(graph: &Graph, folder: Option<&Path>) -> Result<Vec<u8>> {
         ));
     }
     Ok(model.encode_to_vec())
-}
-
-/// Writes `graph` to `path`, all or nothing. External data that lies in another folder is hard-linked beside it (copied
-/// where links are not possible), because ONNX Runtime only reads data files from the model's own folder.
-pub fn save(graph: &Graph, path: &Path) -> Result<()> {
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    let mut graph = graph.clone();
-    bring_data(&mut graph, folder)?;
-    let bytes = to_bytes(&graph, Some(folder))?;
-    crate::fsutil::write_atomically(path, &bytes)
-}
-
-/// Makes every external data file reachable from `folder`.
-fn bring_data(graph: &mut Graph, folder: &Path) -> Result<()> {
-    let home = std::fs::canonicalize(folder).map_err(Error::io(folder, "open"))?;
-    for constant in graph.constants.values_mut() {
-        let TensorData::External { file, .. } = &mut constant.data else {
-            continue;
-        };
-        let from = std::fs::canonicalize(file.as_path()).map_err(Error::io(file.as_path(), "open"))?;
-        let near = if from.starts_with(&home) {
-            folder.join(from.strip_prefix(&home).expect("just tested"))
-        } else {
-            let near = folder.join(from.file_name().expect("a data file has a name"));
-            if !same_file(&from, &near)? {
-                std::fs::hard_link(&from, &near)
-                    .or_else(|_| std::fs::copy(&from, &near).map(|_| ()))
-                    .map_err(Error::io(&near, "write"))?;
-            }
-            near
-        };
-        *file = std::sync::Arc::new(near);
-    }
-    Ok(())
-}
-
-/// Whether `near` already is the data of `from`; a different file of that name is an error.
-fn same_file(from: &Path, near: &Path) -> Result<bool> {
-    let Ok(there) = std::fs::metadata(near) else {
-        return Ok(false);
-    };
-    let wanted = std::fs::metadata(from).map_err(Error::io(from, "read"))?;
-    if there.len() == wanted.len() && there.modified().ok() == wanted.modified().ok() {
-        return Ok(true);
-    }
-    Err(Error::bad(
-        near.display().to_string(),
-        "is in the way: the derived model needs the weights of its source under that name",
-        "Write the derived model into another folder, or beside its source.",
-    ))
 }
 
 fn value_info(name: String, ty: &TensorType) -> proto::ValueInfoProto {

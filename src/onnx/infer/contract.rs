@@ -11,6 +11,8 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
     match v.node.op.as_str() {
         "MatMul" => one(matmul(v)?),
         "Gemm" => {
+            v.expect_rank(0, 2)?;
+            v.expect_rank(1, 2)?;
             let (a, b) = (v.shape(0)?, v.shape(1)?);
             let (ta, tb) = (v.int("transA", 0) != 0, v.int("transB", 0) != 0);
             let (m, ka) = if ta { (a[1], a[0]) } else { (a[0], a[1]) };
@@ -18,7 +20,11 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
             if ka != kb {
                 return Err(v.error(format!("cannot multiply {a:?} and {b:?}")));
             }
-            one(vec![m, n])
+            let y = vec![m, n];
+            if v.has(2) && broadcast(&y, v.shape(2)?).as_ref() != Some(&y) {
+                return Err(v.error(format!("cannot add {:?} to {y:?}", v.shape(2)?)));
+            }
+            one(y)
         }
         "Einsum" => {
             let shapes = (0..v.input_count())
@@ -85,7 +91,7 @@ fn conv(v: &View) -> Result<Vec<usize>> {
         return Err(v.error(format!("cannot convolve {x:?} with {w:?}")));
     }
     let group = v.int("group", 1).max(1) as usize;
-    if x[1] != w[1] * group || w[0] % group != 0 {
+    if x[1] != w[1].saturating_mul(group) || w[0] % group != 0 {
         return Err(v.error(format!("cannot convolve {x:?} with {w:?} in {group} groups")));
     }
     let win = v.window(Some(&w[2..]))?;
@@ -106,11 +112,10 @@ fn conv_transpose(v: &View) -> Result<Vec<usize>> {
         return Err(v.error(format!("cannot convolve {x:?} with {w:?}")));
     }
     let group = v.int("group", 1).max(1) as usize;
-    let mut shape = vec![x[0], w[1] * group];
+    let mut shape = vec![x[0], w[1].saturating_mul(group)];
     let win = v.conv_transpose_window()?;
     for i in 0..x.len() - 2 {
-        let full = (x[i + 2] - 1) * win.window.strides[i] + win.window.span(i) + win.output_padding[i];
-        let out = full as i64 - win.pads_begin[i] - win.pads_end[i];
+        let out = win.full[i] - win.pads_begin[i] - win.pads_end[i];
         shape.push(usize::try_from(out).map_err(|_| v.error("has more padding than output"))?);
     }
     Ok(shape)
@@ -118,10 +123,15 @@ fn conv_transpose(v: &View) -> Result<Vec<usize>> {
 
 /// `Attention` (opset 23): queries, keys and values with 3 or 4 dimensions.
 fn attention(v: &View, outputs: usize) -> Result<Vec<TensorType>> {
+    let heads = v.attention_heads()?;
     let (q, k, val) = (v.shape(0)?, v.shape(1)?, v.shape(2)?);
     let dtype = v.dtype(0)?;
-    let heads = v.attention_heads()?;
-    let past = if v.has(4) { v.shape(4)?[2] } else { 0 };
+    let past = if v.has(4) {
+        v.expect_rank(4, 4)?;
+        v.shape(4)?[2]
+    } else {
+        0
+    };
     let (queries, keys) = match q.len() {
         3 => (q[1], k[1] + past),
         _ => (q[2], k[2] + past),
@@ -129,7 +139,7 @@ fn attention(v: &View, outputs: usize) -> Result<Vec<TensorType>> {
     let value_size = if val.len() == 3 { val[2] / heads.kv } else { val[3] };
     let key_size = if k.len() == 3 { k[2] / heads.kv } else { k[3] };
     let y = match q.len() {
-        3 => vec![q[0], queries, heads.q * value_size],
+        3 => vec![q[0], queries, heads.q.saturating_mul(value_size)],
         _ => vec![q[0], heads.q, queries, value_size],
     };
     let present = |size| TensorType::new(dtype, vec![q[0], heads.kv, keys, size]);

@@ -26,6 +26,9 @@ const BROADCASTING: &[&str] = &[
 pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>> {
     let op = v.node.op.as_str();
     if SAME_TYPE.contains(&op) {
+        if op == "Trilu" && v.rank(0)? < 2 {
+            return Err(v.error("cuts a triangle from less than two dimensions"));
+        }
         return Ok(Some(vec![v.ty(0)?.clone()]));
     }
     let types = match op {
@@ -51,8 +54,14 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
 /// All inputs from `first` broadcast together.
 fn joined(v: &View, first: usize, dtype: DType) -> Result<TensorType> {
     let mut shape: Vec<usize> = v.shape(first)?.to_vec();
+    // The condition of a `Where` and the exponent of a `Pow` have types of their own.
+    let own_type = |i: usize| matches!((v.node.op.as_str(), i), ("Where", 0) | ("Pow", 1));
+    let expected = v.dtype(usize::from(own_type(first)))?;
     for i in first + 1..v.input_count() {
         let other = v.shape(i)?;
+        if !own_type(i) && v.dtype(i)? != expected {
+            return Err(v.error(format!("mixes {expected} and {}", v.dtype(i)?)));
+        }
         shape = broadcast(&shape, other)
             .ok_or_else(|| v.error(format!("cannot broadcast {shape:?} with {other:?}")))?;
     }

@@ -5,7 +5,9 @@
 
 mod arrange;
 mod contract;
+mod create;
 mod elementwise;
+mod pick;
 mod resample;
 
 pub use arrange::transpose_perm;
@@ -28,6 +30,9 @@ pub fn infer(graph: &Graph, node: &Node, outputs: usize) -> Result<Vec<TensorTyp
             types.len()
         )));
     }
+    if let Some(ty) = types.iter().find(|ty| !ty.is_countable()) {
+        return Err(view.error(format!("makes an impossibly large tensor {ty}")));
+    }
     Ok(types)
 }
 
@@ -35,6 +40,8 @@ fn standard(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>> {
     for family in [
         elementwise::infer,
         arrange::infer,
+        pick::infer,
+        create::infer,
         contract::infer,
         resample::infer,
     ] {

@@ -11,6 +11,7 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
         "Resize" => one(resize(v)?),
         "Upsample" => {
             let scales = v.floats(1)?.ok_or_else(|| v.error("lacks its scales"))?;
+            v.expect_rank(0, scales.len())?;
             one(v
                 .shape(0)?
                 .iter()
@@ -29,6 +30,9 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
         }
         "GlobalAveragePool" | "GlobalMaxPool" => {
             let s = v.shape(0)?;
+            if s.len() < 2 {
+                return Err(v.error(format!("pools a shape without room: {s:?}")));
+            }
             one([&s[..2], &vec![1; s.len() - 2]].concat())
         }
         _ => Ok(None),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use ortdpo::model_folder::{Component, ComponentReport, ModelFolder};
 use ortdpo::runtime::{
     self, ExecutionProvider, OptLevel, RuntimeOptions, Session, SessionOptions, Usability,
@@ -10,7 +10,7 @@ use ortdpo::runtime::{
 use ortdpo::{Error, Result};
 use serde::Serialize;
 
-use super::output;
+use super::output::{self, Format};
 
 /// Say what this machine can do, and whether a pipeline folder is complete
 ///
@@ -30,12 +30,6 @@ pub struct Doctor {
 
 /// Said of a provider that the library was built without.
 const NOT_BUILT_IN: &str = "not in this library";
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
-}
 
 #[derive(Serialize)]
 struct Report {
@@ -94,10 +88,7 @@ impl Doctor {
         let (report, problem) = self.examine();
         match self.format {
             Format::Text => report.print()?,
-            Format::Json => {
-                let json = serde_json::to_string_pretty(&report).expect("the report has only string keys");
-                output::line(json)?;
-            }
+            Format::Json => output::json(&report)?,
         }
         problem.map_or(Ok(()), Err)
     }

@@ -1,8 +1,11 @@
 //! The command line: one file per subcommand, each only arguments and printing.
 
+pub mod derive;
+pub mod dims;
 pub mod doctor;
 pub mod fault;
 pub mod output;
+pub mod show;
 pub mod train;
 
 use std::path::PathBuf;
@@ -15,6 +18,10 @@ const EXAMPLES: &str = "\
 Examples:
   ortdpo doctor                     what this machine can do
   ortdpo doctor models/tiny-sd      whether a pipeline folder is complete and loads
+  ortdpo derive unet.onnx -o unet-grad.onnx --dim batch=2
+                                    a model that also computes the gradients of its weights
+  ortdpo show unet.onnx --dim batch=2
+                                    a model as text, with every shape
 
 Exit codes: 0 done, 2 something in the input to mend, 130 interrupted, 1 anything else.";
 
@@ -42,7 +49,9 @@ pub struct Global {
 
 #[derive(Subcommand)]
 enum Command {
+    Derive(derive::Derive),
     Doctor(doctor::Doctor),
+    Show(show::Show),
     Train(train::Train),
 }
 
@@ -56,7 +65,9 @@ impl Cli {
             })?;
         }
         match self.command {
+            Command::Derive(command) => command.run(),
             Command::Doctor(command) => command.run(),
+            Command::Show(command) => command.run(),
             Command::Train(command) => command.run(),
         }
     }

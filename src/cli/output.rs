@@ -3,8 +3,10 @@
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 
+use clap::ValueEnum;
 use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
 use ortdpo::{Error, Result};
+use serde::Serialize;
 
 /// Prints a line.
 ///
@@ -12,6 +14,23 @@ use ortdpo::{Error, Result};
 /// Standard output is closed or full; hand the error on, `main` knows what to do with it.
 pub fn line(text: impl Display) -> Result<()> {
     writeln!(io::stdout(), "{text}").map_err(Error::io("standard output", "write"))
+}
+
+/// How a command prints its result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Prints a report for programs. `report` must have string keys only, as structs have.
+///
+/// # Errors
+/// As [`line`].
+pub fn json(report: &impl Serialize) -> Result<()> {
+    line(serde_json::to_string_pretty(report).expect("the report has only string keys"))
 }
 
 /// A table with a line under its head and none elsewhere, as wide as the terminal at most.

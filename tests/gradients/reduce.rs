@@ -20,7 +20,7 @@ fn reductions() -> impl Strategy<Value = (Vec<usize>, Vec<i64>, bool, i64)> {
             let rank = shape.len();
             // Every other axis is given from the end.
             let axis = |i: usize| {
-                if i % 2 == 0 {
+                if i.is_multiple_of(2) {
                     i as i64
                 } else {
                     i as i64 - rank as i64

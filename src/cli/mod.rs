@@ -18,8 +18,6 @@ const EXAMPLES: &str = "\
 Examples:
   ortdpo doctor                     what this machine can do
   ortdpo doctor models/tiny-sd      whether a pipeline folder is complete and loads
-  ortdpo train --config examples/stable-ema.yaml
-                                    a run: adapters, metrics, checkpoints
   ortdpo derive unet.onnx -o unet-grad.onnx --dim batch=2
                                     a model that also computes the gradients of its weights
   ortdpo show unet.onnx --dim batch=2
@@ -70,7 +68,7 @@ impl Cli {
             Command::Derive(command) => command.run(),
             Command::Doctor(command) => command.run(),
             Command::Show(command) => command.run(),
-            Command::Train(command) => command.run(self.global.quiet),
+            Command::Train(command) => command.run(),
         }
     }
 }

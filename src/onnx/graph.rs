@@ -119,7 +119,7 @@ impl Node {
     }
 }
 
-/// What makes two nodes equal: operator, domain, inputs, and attributes with the number of outputs as text.
+/// What makes two nodes equal: operator, domain, inputs, and attributes with the number of outputs, as text.
 pub(super) type NodeKey = (String, String, Vec<Option<ValueId>>, String);
 
 /// A static graph; see the module's text.

@@ -38,6 +38,7 @@ pub fn save(graph: &Graph, path: &Path) -> Result<()> {
 /// where they come from. `model` is the file that will be written.
 fn name_data_from(graph: &mut Graph, folder: &Path, model: &Path) -> Result<BTreeMap<PathBuf, PathBuf>> {
     let home = std::fs::canonicalize(folder).map_err(Error::io(folder, "open the folder"))?;
+    let target = model.file_name().map(|name| folder.join(name));
     let mut missing = BTreeMap::new();
     let mut known: BTreeMap<Arc<PathBuf>, Arc<PathBuf>> = BTreeMap::new();
     for constant in graph.constants.values_mut() {
@@ -64,7 +65,7 @@ fn name_data_from(graph: &mut Graph, folder: &Path, model: &Path) -> Result<BTre
             }
             (Err(_), None) => return Err(in_the_way(file)),
         };
-        if near == model {
+        if target.as_ref() == Some(&near) {
             return Err(in_the_way(&near));
         }
         let near = Arc::new(near);

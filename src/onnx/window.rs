@@ -120,7 +120,10 @@ impl View<'_> {
             for i in 0..n {
                 let total = full[i] - wanted[i] as i64;
                 let half = total / 2;
-                (begin[i], end[i]) = if auto == "SAME_UPPER" {
+                (begin[i], end[i]) = if total < 0 {
+                    // More is asked for than there is: zeros behind it.
+                    (0, total)
+                } else if auto == "SAME_UPPER" {
                     (half, total - half)
                 } else {
                     (total - half, half)

@@ -4,6 +4,11 @@
 mod gradcheck;
 
 mod arrange;
+mod attention;
+mod conv;
 mod elementwise;
 mod gather;
+mod matmul;
+mod norm;
 mod reduce;
+mod resize;

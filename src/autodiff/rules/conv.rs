@@ -220,7 +220,7 @@ fn pad_spatial(g: &mut Graph, x: ValueId, w: &Window) -> Result<ValueId> {
 }
 
 /// All positions of a window, the last dimension fastest.
-fn positions(kernel: &[usize]) -> Vec<Vec<usize>> {
+pub(super) fn positions(kernel: &[usize]) -> Vec<Vec<usize>> {
     kernel.iter().fold(vec![vec![]], |found, size| {
         let longer = |p: &Vec<usize>| {
             let p = p.clone();
@@ -231,7 +231,13 @@ fn positions(kernel: &[usize]) -> Vec<Vec<usize>> {
 }
 
 /// What one tap sees of the padded `x` from every one of the `out` positions.
-fn seen_by(g: &mut Graph, x: ValueId, w: &Window, tap: &[usize], out: &[usize]) -> Result<ValueId> {
+pub(super) fn seen_by(
+    g: &mut Graph,
+    x: ValueId,
+    w: &Window,
+    tap: &[usize],
+    out: &[usize],
+) -> Result<ValueId> {
     let (mut starts, mut ends, mut axes, mut steps) = (vec![], vec![], vec![], vec![]);
     for i in 0..tap.len() {
         let start = tap[i] * w.dilations[i];

@@ -5,7 +5,9 @@
 
 mod activation;
 mod arrange;
+mod attention;
 mod conv;
+mod einsum;
 mod elementwise;
 mod function;
 mod gather;
@@ -13,6 +15,7 @@ mod helpers;
 mod matmul;
 mod norm;
 mod pad;
+mod pool;
 mod power;
 mod reduce;
 mod resize;
@@ -35,9 +38,12 @@ fn rule(op: &str) -> Option<Rule> {
         arrange::rule,
         pad::rule,
         gather::rule,
+        attention::rule,
         conv::rule,
+        einsum::rule,
         matmul::rule,
         norm::rule,
+        pool::rule,
         resize::rule,
         softmax::rule,
     ];

@@ -16,7 +16,7 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
                 .shape(0)?
                 .iter()
                 .zip(scales)
-                .map(|(d, s)| (*d as f64 * s).floor() as usize)
+                .map(|(d, s)| (*d as f32 * s as f32).floor() as usize)
                 .collect())
         }
         "AveragePool" | "LpPool" => one(pool(v)?),
@@ -83,7 +83,8 @@ fn resize(v: &View) -> Result<Vec<usize>> {
     for (i, axis) in axes.iter().enumerate() {
         shape[*axis] = match (&sizes, &scales) {
             (Some(sizes), _) => sizes[i].max(0) as usize,
-            (None, Some(scales)) => (s[*axis] as f64 * scales[i]).floor() as usize,
+            // In single precision, as ONNX Runtime rounds it.
+            (None, Some(scales)) => (s[*axis] as f32 * scales[i] as f32).floor() as usize,
             (None, None) => s[*axis],
         };
     }

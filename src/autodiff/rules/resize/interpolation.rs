@@ -213,9 +213,8 @@ impl Sampling {
         let reach = self.reach() / shrink;
         let (first, end) = ((x - reach).floor() as i64, (x + reach).ceil() as i64);
         let inside = |i: i64| (0..=last as i64).contains(&i);
-        let cut = self.exclude_outside || self.antialias && self.mode == Mode::Linear;
         let found: Vec<(usize, f64)> = (first..=end)
-            .filter(|i| !cut || inside(*i))
+            .filter(|i| !self.exclude_outside || inside(*i))
             .map(|i| {
                 (
                     i.clamp(0, last as i64) as usize,

@@ -68,7 +68,7 @@ impl Cli {
             Command::Derive(command) => command.run(),
             Command::Doctor(command) => command.run(),
             Command::Show(command) => command.run(),
-            Command::Train(command) => command.run(),
+            Command::Train(command) => command.run(self.global.quiet),
         }
     }
 }

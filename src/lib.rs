@@ -2,6 +2,7 @@
 
 #![warn(missing_docs)]
 
+pub mod adapter;
 pub mod autodiff;
 pub mod config;
 pub mod diffusion;
@@ -14,6 +15,7 @@ pub mod objective;
 pub mod onnx;
 pub mod optim;
 pub mod params;
+pub mod progress;
 pub mod reference;
 pub mod rng;
 pub mod runtime;

@@ -1,0 +1,157 @@
+//! Safetensors files: written with the same bytes for the same content, read with conversion to 32-bit floats.
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+use std::path::Path;
+
+use half::{bf16, f16};
+use safetensors::{Dtype, SafeTensors};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::fsutil::write_atomically_with;
+use crate::{Error, Result};
+
+/// Element type of written weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32-bit floats: nothing is lost.
+    #[default]
+    Fp32,
+    /// 16-bit floats of IEEE 754.
+    Fp16,
+    /// The upper halves of 32-bit floats, rounded.
+    Bf16,
+}
+
+impl Precision {
+    fn bytes(self) -> usize {
+        match self {
+            Self::Fp32 => 4,
+            Self::Fp16 | Self::Bf16 => 2,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "F32",
+            Self::Fp16 => "F16",
+            Self::Bf16 => "BF16",
+        }
+    }
+
+    fn write(self, values: &[f32], out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::Fp32 => values
+                .iter()
+                .try_for_each(|value| out.write_all(&value.to_le_bytes())),
+            Self::Fp16 => values
+                .iter()
+                .try_for_each(|value| out.write_all(&f16::from_f32(*value).to_le_bytes())),
+            Self::Bf16 => values
+                .iter()
+                .try_for_each(|value| out.write_all(&bf16::from_f32(*value).to_le_bytes())),
+        }
+    }
+}
+
+/// A tensor to be written.
+pub struct NamedTensor<'a> {
+    /// Key in the file.
+    pub name: String,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Gives the values, row-major. Called once, when they are written, so that not all need to be in memory at once.
+    pub values: Box<dyn Fn() -> Cow<'a, [f32]> + 'a>,
+}
+
+/// Writes tensors in the order of their names, `metadata` in the order given. The safetensors crate keeps metadata in
+/// a map of random order, so that two equal runs would not write equal files; hence the header is made here.
+pub fn write(
+    path: &Path,
+    metadata: &[(&str, String)],
+    mut tensors: Vec<NamedTensor<'_>>,
+    precision: Precision,
+) -> Result<()> {
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut header = Map::new();
+    let texts: Map<String, Value> = metadata
+        .iter()
+        .map(|(key, text)| ((*key).to_owned(), text.clone().into()))
+        .collect();
+    header.insert("__metadata__".into(), Value::Object(texts));
+    let mut end = 0;
+    for tensor in &tensors {
+        let begin = end;
+        end += tensor.shape.iter().product::<usize>() * precision.bytes();
+        let entry = json!({"dtype": precision.name(), "shape": tensor.shape, "data_offsets": [begin, end]});
+        header.insert(tensor.name.clone(), entry);
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    // Values begin at a multiple of 8, which readers that map the file rely on.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    write_atomically_with(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        tensors
+            .iter()
+            .try_for_each(|tensor| precision.write(&(tensor.values)(), out))
+    })
+}
+
+/// A tensor that was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReadTensor {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+/// All tensors of a safetensors file, and its metadata.
+pub struct ReadFile {
+    pub tensors: Vec<(String, ReadTensor)>,
+    pub metadata: Map<String, Value>,
+}
+
+/// Reads a whole file, with tensors in the order of their names.
+pub fn read(path: &Path) -> Result<ReadFile> {
+    let broken = |what: String| {
+        let remedy = "Give a safetensors file as diffusers, PEFT or this program write it.";
+        Error::bad(path.display().to_string(), what, remedy)
+    };
+    let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+    let no_safetensors = |error| broken(format!("is not a safetensors file: {error}"));
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(no_safetensors)?;
+    let content = SafeTensors::deserialize(&bytes).map_err(no_safetensors)?;
+    let mut tensors = Vec::new();
+    for (name, view) in content.iter() {
+        let values = floats(view.dtype(), view.data())
+            .ok_or_else(|| broken(format!("holds `{name}` as {:?}, which is no float", view.dtype())))?;
+        let shape = view.shape().to_vec();
+        tensors.push((name.to_owned(), ReadTensor { shape, values }));
+    }
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let metadata = header.metadata().iter().flatten();
+    Ok(ReadFile {
+        tensors,
+        metadata: metadata
+            .map(|(key, text)| (key.clone(), text.clone().into()))
+            .collect(),
+    })
+}
+
+fn floats(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+    match dtype {
+        Dtype::F32 => Some(
+            bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+        ),
+        Dtype::F16 => Some(pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect()),
+        Dtype::BF16 => Some(pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect()),
+        _ => None,
+    }
+}

@@ -1,0 +1,223 @@
+//! `pytorch_lora_weights.safetensors`, as diffusers' pipelines write it with PEFT.
+//!
+//! Keys are `unet.MODULE.lora_A.weight` and `unet.MODULE.lora_B.weight` (`transformer.` for transformers). The scale is
+//! not in the tensors: the metadata's `lora_adapter_metadata` holds PEFT's `LoraConfig` as JSON, each key with the
+//! prefix. Without it readers take alpha = r. Older files spell the factors `.lora.down.` and `.lora.up.`.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::file::{self, NamedTensor, Precision, ReadTensor};
+use crate::params::{Layout, ParamSet};
+use crate::{Error, Result};
+
+const A: &str = ".lora_A.weight";
+const B: &str = ".lora_B.weight";
+const CONFIG: &str = "lora_adapter_metadata";
+
+/// Rank and alpha of an adapter; the factors' product counts alpha/rank times.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LoraScale {
+    /// Rank.
+    pub rank: usize,
+    /// Alpha.
+    pub alpha: f64,
+}
+
+/// Writes an adapter of the component `prefix` (`unet` or `transformer`). The same adapter gives the same bytes.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn save_lora(
+    path: &Path,
+    prefix: &str,
+    adapter: &ParamSet,
+    scale: LoraScale,
+    precision: Precision,
+) -> Result<()> {
+    let layout = adapter.layout();
+    let modules: Vec<&str> = layout
+        .names()
+        .iter()
+        .filter_map(|name| name.strip_suffix(A))
+        .collect();
+    let config = json!({
+        "r": scale.rank,
+        "lora_alpha": scale.alpha,
+        // Whole module names: patterns would be read by other rules than ours.
+        "target_modules": modules,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "lora_bias": false,
+        "use_dora": false,
+        "use_rslora": false,
+    });
+    let entries = config.as_object().into_iter().flatten();
+    let config: Map<String, Value> = entries
+        .map(|(key, value)| (format!("{prefix}.{key}"), value.clone()))
+        .collect();
+    let metadata = [
+        ("format", "pt".to_owned()),
+        (CONFIG, Value::Object(config).to_string()),
+    ];
+    let tensors = (0..layout.tensors()).map(|index| NamedTensor {
+        name: format!("{prefix}.{}", layout.names()[index]),
+        shape: layout.shape(index).to_vec(),
+        values: Box::new(move || Cow::Borrowed(adapter.tensor(index))),
+    });
+    file::write(path, &metadata, tensors.collect(), precision)
+}
+
+/// Reads an adapter into the tensors of `layout`. Where the file has another scale than `scale`, B is multiplied, so
+/// that the adapted model is the file's.
+///
+/// # Errors
+/// The file is no adapter, or one of other modules or another rank; the first difference is named.
+pub fn load_lora(path: &Path, prefix: &str, layout: &Arc<Layout>, scale: LoraScale) -> Result<ParamSet> {
+    let content = file::read(path)?;
+    let file = AdapterFile {
+        path,
+        scales: FileScales::read(path, prefix, &content.metadata)?,
+        tensors: normalised(path, prefix, content.tensors)?,
+    };
+    file.check_against(layout)?;
+    let mut adapter = ParamSet::zeros(layout);
+    for (name, tensor) in &file.tensors {
+        let index = layout.index_of(name).expect("the names were found equal");
+        let factor = match name.strip_suffix(B) {
+            Some(module) => file.scales.of(module, tensor.shape[1]) / (scale.alpha / scale.rank as f64),
+            None => 1.0,
+        };
+        for (value, read) in adapter.tensor_mut(index).iter_mut().zip(&tensor.values) {
+            // Multiplying by 1 keeps every bit.
+            *value = (f64::from(*read) * factor) as f32;
+        }
+    }
+    Ok(adapter)
+}
+
+/// An adapter as it is in its file, under our names.
+struct AdapterFile<'a> {
+    path: &'a Path,
+    scales: FileScales,
+    tensors: BTreeMap<String, ReadTensor>,
+}
+
+impl AdapterFile<'_> {
+    fn check_against(&self, layout: &Layout) -> Result<()> {
+        let refuse =
+            |what: String, remedy: &str| Err(Error::bad(self.path.display().to_string(), what, remedy));
+        let targets = "Set adapter.targets and adapter.rank to those of the file.";
+        if let Some(name) = self.tensors.keys().find(|name| layout.index_of(name).is_none()) {
+            return refuse(
+                format!("adapts `{name}`, which is not among the trained layers"),
+                targets,
+            );
+        }
+        for (index, name) in layout.names().iter().enumerate() {
+            let Some(tensor) = self.tensors.get(name) else {
+                return refuse(format!("has no `{name}`, which is to be trained"), targets);
+            };
+            let expected = layout.shape(index);
+            if tensor.shape != expected {
+                let what = format!(
+                    "holds `{name}` of shape {:?} instead of {expected:?}",
+                    tensor.shape
+                );
+                return refuse(what, targets);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tensors by our names, whatever spelling the file has.
+fn normalised(
+    path: &Path,
+    prefix: &str,
+    tensors: Vec<(String, ReadTensor)>,
+) -> Result<BTreeMap<String, ReadTensor>> {
+    let mut named = BTreeMap::new();
+    for (key, tensor) in tensors {
+        let name = key
+            .strip_prefix(prefix)
+            .and_then(|rest| rest.strip_prefix('.'))
+            .unwrap_or(&key);
+        let module = |suffix: &str| name.strip_suffix(suffix);
+        let name = match () {
+            () if module(A).is_some() || module(B).is_some() => Some(name.to_owned()),
+            () => module(".lora.down.weight")
+                .map(|module| format!("{module}{A}"))
+                .or_else(|| module(".lora.up.weight").map(|module| format!("{module}{B}"))),
+        };
+        let Some(name) = name else {
+            return Err(Error::bad(
+                path.display().to_string(),
+                format!("holds `{key}`, which is no factor of a LoRA adapter of `{prefix}`"),
+                "Give an adapter in the format of diffusers or PEFT that adapts this component only.",
+            ));
+        };
+        named.insert(name, tensor);
+    }
+    Ok(named)
+}
+
+/// The scales that a file's metadata gives.
+struct FileScales {
+    alpha: Option<f64>,
+    by_module: Vec<(String, f64)>,
+    rank_stabilised: bool,
+}
+
+impl FileScales {
+    fn read(path: &Path, prefix: &str, metadata: &Map<String, Value>) -> Result<Self> {
+        let text = metadata.get(CONFIG).and_then(Value::as_str).unwrap_or("{}");
+        let config: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
+            let what = format!("has metadata `{CONFIG}` that is no JSON object: {error}");
+            Error::bad(path.display().to_string(), what, "Save the adapter anew.")
+        })?;
+        let get = |key: &str| config.get(&format!("{prefix}.{key}"));
+        let is_set = |key: &str| get(key).and_then(Value::as_bool).unwrap_or(false);
+        if is_set("use_dora") {
+            let what = "is a DoRA adapter, which scales the columns of the weights too";
+            return Err(Error::bad(
+                path.display().to_string(),
+                what,
+                "Give a plain LoRA adapter.",
+            ));
+        }
+        let patterns = get("alpha_pattern")
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten();
+        Ok(Self {
+            alpha: get("lora_alpha").and_then(Value::as_f64),
+            by_module: patterns
+                .filter_map(|(name, alpha)| Some((name.clone(), alpha.as_f64()?)))
+                .collect(),
+            rank_stabilised: is_set("use_rslora"),
+        })
+    }
+
+    /// Scale of a module with factors of this rank. A pattern names a module's whole path or its end.
+    fn of(&self, module: &str, rank: usize) -> f64 {
+        let matches = |pattern: &str| {
+            let head = module.strip_suffix(pattern.trim_start_matches('^'));
+            head.is_some_and(|head| head.is_empty() || head.ends_with('.'))
+        };
+        let own = self
+            .by_module
+            .iter()
+            .find(|(pattern, _)| matches(pattern))
+            .map(|(_, alpha)| *alpha);
+        let rank = rank as f64;
+        let alpha = own.or(self.alpha).unwrap_or(rank);
+        alpha / if self.rank_stabilised { rank.sqrt() } else { rank }
+    }
+}

@@ -1,0 +1,238 @@
+//! Adapters as diffusers and PEFT write them (`scripts/fixtures/adapters.py`), read and written back.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+use super::*;
+use crate::params::{Layout, ParamSet};
+
+const SIX_OVER_TWO: LoraScale = LoraScale { rank: 2, alpha: 6.0 };
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/adapters")
+        .join(name)
+}
+
+/// Names and shapes of the fixture's factors, without the prefix.
+fn layout() -> Arc<Layout> {
+    let bytes = std::fs::read(fixture("peft.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let named = file.iter().map(|(name, view)| {
+        (
+            name.strip_prefix("unet.").unwrap().to_owned(),
+            view.shape().to_vec(),
+        )
+    });
+    Layout::new(named).unwrap()
+}
+
+fn load(name: &str, scale: LoraScale) -> ParamSet {
+    load_lora(&fixture(name), "unet", &layout(), scale).unwrap()
+}
+
+fn refusal(path: &Path, layout: &Arc<Layout>) -> String {
+    let error = load_lora(path, "unet", layout, SIX_OVER_TWO).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    error.to_string()
+}
+
+fn metadata(path: &Path) -> Value {
+    let bytes = std::fs::read(path).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let metadata = header.metadata().clone().unwrap();
+    assert_eq!(metadata["format"], "pt");
+    serde_json::from_str(&metadata["lora_adapter_metadata"]).unwrap()
+}
+
+#[test]
+fn what_we_write_holds_what_diffusers_wrote() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("ours.safetensors");
+    save_lora(
+        &path,
+        "unet",
+        &load("peft.safetensors", SIX_OVER_TWO),
+        SIX_OVER_TWO,
+        Precision::Fp32,
+    )
+    .unwrap();
+    let (ours, theirs) = (
+        std::fs::read(&path).unwrap(),
+        std::fs::read(fixture("peft.safetensors")).unwrap(),
+    );
+    let (ours, theirs) = (
+        SafeTensors::deserialize(&ours).unwrap(),
+        SafeTensors::deserialize(&theirs).unwrap(),
+    );
+    assert_eq!((ours.len(), theirs.len()), (74, 74));
+    for (name, expected) in theirs.iter() {
+        let written = ours.tensor(name).unwrap();
+        assert_eq!(
+            (written.dtype(), written.shape()),
+            (expected.dtype(), expected.shape()),
+            "{name}"
+        );
+        assert_eq!(written.data(), expected.data(), "{name}");
+    }
+    // What loaders read of the configuration is the same, except that modules are named in full.
+    let (ours, theirs) = (metadata(&path), metadata(&fixture("peft.safetensors")));
+    for key in [
+        "r",
+        "lora_alpha",
+        "bias",
+        "use_dora",
+        "use_rslora",
+        "lora_bias",
+        "rank_pattern",
+        "alpha_pattern",
+    ] {
+        let key = format!("unet.{key}");
+        let equal = match (ours[&key].as_f64(), theirs[&key].as_f64()) {
+            (Some(a), Some(b)) => a == b,
+            _ => ours[&key] == theirs[&key],
+        };
+        assert!(equal, "{key}");
+    }
+    assert_eq!(ours["unet.target_modules"].as_array().unwrap().len(), 37);
+}
+
+#[test]
+fn equal_adapters_give_equal_bytes() {
+    let temp = tempfile::tempdir().unwrap();
+    let adapter = load("peft.safetensors", SIX_OVER_TWO);
+    let bytes = |name: &str| {
+        let path = temp.path().join(name);
+        save_lora(&path, "unet", &adapter, SIX_OVER_TWO, Precision::Fp32).unwrap();
+        std::fs::read(path).unwrap()
+    };
+    assert_eq!(bytes("a"), bytes("b"));
+}
+
+#[test]
+fn scales_of_files_are_kept_in_b() {
+    let ours = load("peft.safetensors", SIX_OVER_TWO);
+    // The same file as an adapter of scale 1: B counts three times.
+    let unscaled = load("peft.safetensors", LoraScale { rank: 2, alpha: 2.0 });
+    let pattern = load("pattern.safetensors", SIX_OVER_TWO);
+    for (index, name) in ours.layout().names().iter().enumerate() {
+        let is_b = name.ends_with("lora_B.weight");
+        let (factor, own_alpha) = if is_b {
+            (3.0, if name.contains("proj_in") { 0.5 } else { 1.0 })
+        } else {
+            (1.0, 1.0)
+        };
+        for ((a, b), c) in ours
+            .tensor(index)
+            .iter()
+            .zip(unscaled.tensor(index))
+            .zip(pattern.tensor(index))
+        {
+            assert!((a * factor - b).abs() <= 1e-6 * b.abs(), "{name}: {a} {b}");
+            assert!((a * own_alpha - c).abs() <= 1e-6 * a.abs(), "{name}: {a} {c}");
+        }
+    }
+}
+
+#[test]
+fn the_old_spelling_in_16_bits_is_read_with_alpha_equal_to_rank() {
+    let halves = load("diffusers.safetensors", LoraScale { rank: 2, alpha: 2.0 });
+    let exact = load("peft.safetensors", SIX_OVER_TWO);
+    assert_ne!(halves, exact);
+    for (half, exact) in halves.values().iter().zip(exact.values()) {
+        assert!((half - exact).abs() <= exact.abs() / 1024.0, "{half} {exact}");
+    }
+}
+
+#[test]
+fn lower_precisions_round_to_their_nearest_value() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("a.safetensors");
+    let adapter = load("peft.safetensors", SIX_OVER_TWO);
+    for (precision, bits) in [(Precision::Fp16, 11), (Precision::Bf16, 8)] {
+        save_lora(&path, "unet", &adapter, SIX_OVER_TWO, precision).unwrap();
+        let read = load_lora(&path, "unet", adapter.layout(), SIX_OVER_TWO).unwrap();
+        assert_ne!(read, adapter);
+        for (rounded, exact) in read.values().iter().zip(adapter.values()) {
+            assert!(
+                (rounded - exact).abs() <= exact.abs() / f32::from(2u8).powi(bits),
+                "{rounded} {exact}"
+            );
+        }
+    }
+}
+
+#[test]
+fn adapters_that_do_not_fit_name_the_first_difference() {
+    let names: Vec<(String, Vec<usize>)> = (0..74)
+        .map(|index| (layout().names()[index].clone(), layout().shape(index).to_vec()))
+        .collect();
+    let path = fixture("peft.safetensors");
+    let fewer = Layout::new(names[2..].to_vec()).unwrap();
+    assert!(refusal(&path, &fewer).contains("adapts `conv_in.lora_A.weight`, which is not among"));
+    let more = Layout::new(
+        names
+            .iter()
+            .cloned()
+            .chain([("x.lora_A.weight".into(), vec![2, 2])]),
+    )
+    .unwrap();
+    assert!(refusal(&path, &more).contains("has no `x.lora_A.weight`"));
+    let mut wider = names;
+    wider[0].1[0] = 3;
+    let text = refusal(&path, &Layout::new(wider).unwrap());
+    assert!(
+        text.contains("`conv_in.lora_A.weight` of shape [2, 4, 3, 3] instead of [3, 4, 3, 3]"),
+        "{text}"
+    );
+}
+
+#[test]
+fn files_that_are_no_adapters_are_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("model.safetensors");
+    let weight = NamedTensor {
+        name: "conv_in.weight".into(),
+        shape: vec![1],
+        values: Box::new(|| Cow::Owned(vec![1.0])),
+    };
+    save_full(&path, vec![weight], Precision::Fp32).unwrap();
+    assert!(
+        refusal(&path, &layout()).contains("holds `conv_in.weight`, which is no factor of a LoRA adapter")
+    );
+    let whole = std::fs::read(fixture("peft.safetensors")).unwrap();
+    std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    assert!(refusal(&path, &layout()).contains("is not a safetensors file"));
+    assert!(refusal(&temp.path().join("none"), &layout()).contains("cannot read"));
+}
+
+#[test]
+fn a_whole_model_is_written_under_its_names() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("diffusion_pytorch_model.safetensors");
+    let tensor = |name: &str, shape: Vec<usize>, values: &'static [f32]| NamedTensor {
+        name: name.into(),
+        shape,
+        values: Box::new(move || Cow::Borrowed(values)),
+    };
+    let weights = vec![
+        tensor("b.bias", vec![2], &[1.0, -2.0]),
+        tensor("a.weight", vec![1, 2], &[0.5, f32::MAX]),
+    ];
+    save_full(&path, weights, Precision::Fp32).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let a = file.tensor("a.weight").unwrap();
+    assert_eq!(
+        (a.shape(), a.data()),
+        (&[1, 2][..], bytemuck::cast_slice(&[0.5f32, f32::MAX]))
+    );
+    assert_eq!(
+        file.tensor("b.bias").unwrap().data(),
+        bytemuck::cast_slice::<f32, u8>(&[1.0, -2.0])
+    );
+}

@@ -1,0 +1,155 @@
+//! The line a user watches: loss, implicit accuracy, margin, learning rate, speed and time left.
+
+use super::{Event, Listener, Measured, StepReport};
+use crate::Result;
+use crate::progress::{Console, Job};
+
+/// Weight of the newest step in the smoothed duration of a step.
+const NEWEST: f64 = 0.1;
+
+/// Shows the run on a [`Console`].
+pub struct ProgressLine {
+    console: Console,
+    job: Option<Job>,
+    steps: u64,
+    pairs_per_step: usize,
+    seconds: Option<f64>,
+}
+
+impl ProgressLine {
+    /// Nothing is shown before the run starts.
+    pub fn new(console: Console) -> Self {
+        Self {
+            console,
+            job: None,
+            steps: 0,
+            pairs_per_step: 0,
+            seconds: None,
+        }
+    }
+
+    /// What stands behind the bar after this step.
+    fn detail(&mut self, report: &StepReport) -> String {
+        let seconds = match self.seconds {
+            Some(smooth) => smooth + NEWEST * (report.seconds - smooth),
+            None => report.seconds,
+        };
+        self.seconds = Some(seconds);
+        let mut parts = vec![format!("loss {:.4}", report.loss)];
+        parts.extend(report.acc.map(|acc| format!("acc {acc:.2}")));
+        parts.extend(report.margin.map(|margin| format!("margin {margin:.1e}")));
+        parts.push(format!("lr {:.1e}", report.lr));
+        parts.push(format!(
+            "{:.1} pairs/s",
+            self.pairs_per_step as f64 / seconds.max(1e-9)
+        ));
+        let left = self.steps.saturating_sub(report.step) as f64 * seconds;
+        parts.push(format!("ETA {}", clock(left)));
+        parts.join("  ")
+    }
+
+    fn say(&mut self, text: &str) {
+        match &mut self.job {
+            Some(job) => job.say(text),
+            None => self.console.say(text),
+        }
+    }
+}
+
+impl Listener for ProgressLine {
+    fn hear(&mut self, event: &Event<'_>) -> Result<()> {
+        match event {
+            Event::Started {
+                steps,
+                pairs_per_step,
+                initial,
+                done,
+            } => {
+                self.steps = *steps;
+                self.pairs_per_step = *pairs_per_step;
+                if let Some(text) = initial.and_then(held_out) {
+                    self.say(&format!("step 0: {text}"));
+                }
+                let mut job = self.console.job("train", *steps);
+                if *done > 0 {
+                    job.say(&format!("resumed after step {done}"));
+                }
+                self.job = Some(job);
+            }
+            Event::Step(report) => {
+                let detail = self.detail(report);
+                if let Some(text) = held_out(&report.measured) {
+                    self.say(&format!("step {}: {text}", report.step));
+                }
+                if let Some(job) = &mut self.job {
+                    job.advance(report.step, &detail);
+                }
+            }
+            Event::Note(text) => self.say(text),
+            Event::RolledBack { to, reason } => self.say(&format!("back to step {to}: {reason}")),
+            Event::Finished => self.job = None,
+        }
+        Ok(())
+    }
+}
+
+fn held_out(measured: &Measured) -> Option<String> {
+    let (acc, margin) = (measured.acc_init?, measured.margin_init?);
+    Some(format!(
+        "held out, against the initial model: acc {acc:.3}, margin {margin:.2e}"
+    ))
+}
+
+/// `1:02:03` or `2:03`, rounded up to whole seconds.
+fn clock(seconds: f64) -> String {
+    let seconds = seconds.ceil() as u64;
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match hours {
+        0 => format!("{minutes}:{seconds:02}"),
+        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_says_how_it_goes_and_how_long_it_will_take() {
+        let mut line = ProgressLine::new(Console::Quiet);
+        let started = Event::Started {
+            done: 0,
+            steps: 101,
+            pairs_per_step: 16,
+            initial: None,
+        };
+        line.hear(&started).unwrap();
+        let mut report = StepReport {
+            step: 1,
+            loss: 0.6543,
+            lr: 1e-4,
+            acc: Some(0.53125),
+            margin: Some(-1.26e-5),
+            seconds: 2.0,
+            ..StepReport::default()
+        };
+        let expected = "loss 0.6543  acc 0.53  margin -1.3e-5  lr 1.0e-4  8.0 pairs/s  ETA 3:20";
+        assert_eq!(line.detail(&report), expected);
+        // One slow step counts a tenth: 2 + 0.1 * (4 - 2).
+        (report.seconds, report.step, report.acc, report.margin) = (4.0, 51, None, None);
+        assert_eq!(
+            line.detail(&report),
+            "loss 0.6543  lr 1.0e-4  7.3 pairs/s  ETA 1:50"
+        );
+        line.hear(&Event::Step(&report)).unwrap();
+        line.hear(&Event::Finished).unwrap();
+    }
+
+    #[test]
+    fn times_are_written_as_on_a_clock() {
+        assert_eq!(
+            [0.0, 59.2, 3600.0, 36_061.0].map(clock),
+            ["0:00", "1:00", "1:00:00", "10:01:01"]
+        );
+    }
+}

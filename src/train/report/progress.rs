@@ -100,9 +100,9 @@ fn held_out(measured: &Measured) -> Option<String> {
     ))
 }
 
-/// `1:02:03` or `2:03`, rounded up to whole seconds.
+/// `1:02:03` or `2:03`, rounded to whole seconds.
 fn clock(seconds: f64) -> String {
-    let seconds = seconds.ceil() as u64;
+    let seconds = seconds.round() as u64;
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     match hours {
         0 => format!("{minutes}:{seconds:02}"),
@@ -148,8 +148,8 @@ mod tests {
     #[test]
     fn times_are_written_as_on_a_clock() {
         assert_eq!(
-            [0.0, 59.2, 3600.0, 36_061.0].map(clock),
-            ["0:00", "1:00", "1:00:00", "10:01:01"]
+            [0.0, 59.4, 3599.6, 36_061.0].map(clock),
+            ["0:00", "0:59", "1:00:00", "10:01:01"]
         );
     }
 }

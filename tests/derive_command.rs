@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::Arc;
 
+use ortdpo::onnx::{self, Constant, Graph, TensorData, TensorType};
 use ortdpo::runtime::{self, Session, SessionOptions};
-use ortdpo::tensor::Tensor;
+use ortdpo::tensor::{DType, Tensor};
 use serde_json::Value;
 
 mod common;
@@ -97,6 +99,117 @@ fn a_derived_model_runs_in_onnx_runtime() {
     assert_eq!(
         weight,
         Tensor::f32(&[3, 2], vec![-1.0, -1.5, 3.0, -1.75, 7.0, -2.0])
+    );
+}
+
+/// `y = x·W` with a weight of `columns` columns in the data file `data/weights.bin` below `folder`, which holds zeros.
+fn with_data_below(folder: &Path, columns: usize) -> PathBuf {
+    let length = 2 * columns as u64 * 4;
+    std::fs::create_dir(folder.join("data")).unwrap();
+    let file = folder.join("data/weights.bin");
+    // The file system keeps no zeros that were never written.
+    std::fs::File::create(&file).unwrap().set_len(length).unwrap();
+    let mut g = Graph::new("large", 17);
+    let x = g.add_input("x", TensorType::new(DType::F32, [1, 2]));
+    let data = TensorData::External {
+        file: Arc::new(file),
+        offset: 0,
+        length,
+    };
+    let weight = Constant {
+        dtype: DType::F32,
+        shape: vec![2, columns],
+        data,
+    };
+    let weight = g.add_constant("weight", weight);
+    let y = g.matmul(x, weight).unwrap();
+    let y = g.as_output(y, "y").unwrap();
+    g.outputs.push(y);
+    let model = folder.join("large.onnx");
+    onnx::save(&g, &model).unwrap();
+    model
+}
+
+#[test]
+fn weights_in_a_folder_below_are_found_by_onnx_runtime() {
+    let folder = tempfile::tempdir().unwrap();
+    with_data_below(folder.path(), 3);
+    let output = derive(folder.path(), &["large.onnx", "-o", "out.onnx"]);
+    assert!(output.status.success(), "{}", common::stderr(&output));
+    assert_eq!(entries(folder.path()), ["data", "large.onnx", "out.onnx"]);
+    runtime::init(&Default::default()).unwrap();
+    let mut session =
+        Session::from_file(&folder.path().join("out.onnx"), &SessionOptions::default()).unwrap();
+    let (x, dy) = (
+        Tensor::f32(&[1, 2], vec![1.0, 2.0]),
+        Tensor::f32(&[1, 3], vec![1.0, -1.0, 0.5]),
+    );
+    let mut found = session.run(&[("x", &x), ("y.cotangent", &dy)]).unwrap();
+    let gradient = Tensor::f32(&[2, 3], vec![1.0, -1.0, 0.5, 2.0, -2.0, 1.0]);
+    assert_eq!(found.take("weight.grad").unwrap(), gradient);
+}
+
+#[test]
+#[cfg(unix)]
+fn weights_of_more_than_2_gb_are_linked_not_copied() {
+    use std::os::unix::fs::MetadataExt;
+    let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let model = with_data_below(source.path(), 300_000_000);
+    let out = target.path().join("out.onnx");
+    let arguments = [model.to_str().unwrap(), "-o", out.to_str().unwrap(), "--wrt", "x"];
+    let output = derive(source.path(), &arguments);
+    assert!(output.status.success(), "{}", common::stderr(&output));
+    assert!(std::fs::metadata(&out).unwrap().len() < 10_000);
+    let inode = |path: PathBuf| std::fs::metadata(path).unwrap().ino();
+    assert_eq!(
+        inode(target.path().join("weights.bin")),
+        inode(source.path().join("data/weights.bin"))
+    );
+}
+
+#[test]
+fn merged_parameters_have_one_gradient_or_one_each() {
+    let folder = tempfile::tempdir().unwrap();
+    // y = x·w + x·x·w′, where w′ is the same initializer handed on by an Identity, as the legacy exporter writes it.
+    let mut g = Graph::new("merged", 17);
+    let x = g.add_input("x", TensorType::new(DType::F32, [2]));
+    let w = g.add_constant("w", Constant::floats(DType::F32, &[2], &[1.0, 2.0]));
+    let other = g.as_output(w, "w_other").unwrap();
+    let (square, first) = (g.mul(x, x).unwrap(), g.mul(x, w).unwrap());
+    let second = g.mul(square, other).unwrap();
+    let y = g.add(first, second).unwrap();
+    let y = g.as_output(y, "y").unwrap();
+    g.outputs.push(y);
+    onnx::save(&g, &folder.path().join("merged.onnx")).unwrap();
+
+    runtime::init(&Default::default()).unwrap();
+    let gradients = |arguments: &[&str], names: &[&str]| -> Vec<Tensor> {
+        let output = derive(
+            folder.path(),
+            &[&["merged.onnx", "-o", "out.onnx"], arguments].concat(),
+        );
+        assert!(output.status.success(), "{}", common::stderr(&output));
+        let mut session =
+            Session::from_file(&folder.path().join("out.onnx"), &SessionOptions::default()).unwrap();
+        assert_eq!(session.outputs().len(), 1 + names.len());
+        let (x, dy) = (
+            Tensor::f32(&[2], vec![3.0, 5.0]),
+            Tensor::f32(&[2], vec![1.0, 10.0]),
+        );
+        let mut found = session.run(&[("x", &x), ("y.cotangent", &dy)]).unwrap();
+        names.iter().map(|name| found.take(name).unwrap()).collect()
+    };
+    assert_eq!(
+        gradients(&[], &["w.grad"]),
+        [Tensor::f32(&[2], vec![12.0, 300.0])]
+    );
+    let each = gradients(&["--split-shared"], &["w.grad", "w_other.grad"]);
+    assert_eq!(
+        each,
+        [
+            Tensor::f32(&[2], vec![3.0, 50.0]),
+            Tensor::f32(&[2], vec![9.0, 250.0])
+        ]
     );
 }
 

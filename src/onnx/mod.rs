@@ -18,6 +18,7 @@ mod proto;
 pub mod read;
 mod save;
 mod sequence;
+mod slices;
 pub mod specialize;
 pub mod validate;
 pub mod view;

@@ -2,7 +2,7 @@
 //!
 //! One walk over the nodes: dimensions of the inputs are fixed, sub-graphs of integers (and of floats that no parameter
 //! feeds) are evaluated, `If` with a known condition and model-local functions are inlined, sequences are resolved, and
-//! every remaining node gets its types. Weights are never read.
+//! every remaining node gets its types. Slices that share out a tensor are joined. Weights are never read.
 
 use std::collections::HashMap;
 
@@ -15,6 +15,7 @@ use super::literal::Literal;
 use super::proto::{FunctionProto, GraphProto, NodeProto};
 use super::read::Model;
 use super::sequence;
+use super::slices;
 use super::view::View;
 use crate::{Error, Result};
 
@@ -69,6 +70,7 @@ pub fn specialize(model: &Model, options: &Options) -> Result<Graph> {
         walk.graph.outputs.push(id);
     }
     let mut graph = walk.graph;
+    slices::join(&mut graph);
     graph.prune();
     graph.index_nodes();
     Ok(graph)

@@ -92,6 +92,12 @@ pub fn run(folder: &Path, name: &str) -> Result<Verdict, String> {
     gradients(&graph, &feeds, name)
 }
 
+/// The static graph of the case in `folder`, if it can be made.
+pub fn static_graph(folder: &Path) -> Option<Graph> {
+    let case = read(folder).ok()?;
+    make_static(&case, folder).ok().map(|(graph, _)| graph)
+}
+
 /// Reads a case, or says why it cannot be.
 fn read(folder: &Path) -> Result<Case, String> {
     let mut bytes = std::fs::read(folder.join("model.onnx")).unwrap();

@@ -7,6 +7,7 @@
 mod gradcheck;
 
 mod case;
+mod mutate;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -84,6 +85,28 @@ fn onnx_operator_tests() {
         "what is left out has changed; UPDATE_LEFT_OUT=1 writes {} anew",
         file.display()
     );
+}
+
+#[test]
+fn odd_nodes_never_panic() {
+    let (mut odd, mut panicked) = (0, Vec::new());
+    for name in case_names() {
+        let Some(graph) = case::static_graph(&folder().join(&name)) else {
+            continue;
+        };
+        for round in 0..10 {
+            let mut rng = gradcheck::rng(&format!("{name} {round}"));
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                mutate::take_odd_node_all_the_way(&graph, &mut rng);
+            }));
+            if result.is_err() {
+                panicked.push(format!("{name}, round {round}"));
+            }
+            odd += 1;
+        }
+    }
+    assert!(panicked.is_empty(), "see above for the panics of {}", panicked.join("; "));
+    assert!(odd > 5000, "only {odd} odd nodes");
 }
 
 /// The reasons with their cases, as the file has them.

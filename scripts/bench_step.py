@@ -158,7 +158,7 @@ def measure_torch(case: Case, steps: int, threads: int, count_flops: bool) -> di
     import diffusers  # noqa: F401  before the clock starts
     import peft  # noqa: F401
 
-    import fixtures.weights  # noqa: F401
+    import weights  # noqa: F401
 
     started = time.perf_counter()
     stepper = Stepper(case)

@@ -3,10 +3,8 @@
 
 mod common;
 
-use std::collections::HashMap;
-use std::path::Path;
-
 use common::fixtures;
+use common::recorded::Recorded;
 use ortdpo::diffusion::Timestep;
 use ortdpo::objective::{Dpo, Objective, Sft};
 use ortdpo::onnx::Model;
@@ -15,50 +13,11 @@ use ortdpo::runtime::SessionOptions;
 use ortdpo::train::denoiser::Geometry;
 use ortdpo::train::engine::{Engine, EngineOptions, PairInputs, Samples};
 use ortdpo::traingraph::{Reference, TrainableKind, Trainables};
-use safetensors::SafeTensors;
 
 const BETA: f64 = 20.0;
 const RANK: usize = 3;
 const ALPHA: f64 = 4.5;
 const PAIRS: usize = 2;
-
-/// Recorded tensors by name.
-struct Recorded(HashMap<String, (Vec<usize>, Vec<f64>)>);
-
-impl Recorded {
-    fn read(path: &Path) -> Self {
-        let bytes = std::fs::read(path).unwrap();
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let read = |(name, view): (String, safetensors::tensor::TensorView)| {
-            let data = view.data();
-            let values = match view.dtype() {
-                safetensors::Dtype::F32 => data
-                    .chunks_exact(4)
-                    .map(|c| f32::from_le_bytes(c.try_into().unwrap()) as f64)
-                    .collect(),
-                safetensors::Dtype::I64 => data
-                    .chunks_exact(8)
-                    .map(|c| i64::from_le_bytes(c.try_into().unwrap()) as f64)
-                    .collect(),
-                other => panic!("{name} holds {other:?}"),
-            };
-            (name, (view.shape().to_vec(), values))
-        };
-        Self(file.tensors().into_iter().map(read).collect())
-    }
-
-    fn values(&self, name: &str) -> &[f64] {
-        &self.0.get(name).unwrap_or_else(|| panic!("no tensor {name}")).1
-    }
-
-    fn f32(&self, name: &str) -> Vec<f32> {
-        self.values(name).iter().map(|v| *v as f32).collect()
-    }
-
-    fn shape(&self, name: &str) -> &[usize] {
-        &self.0[name].0
-    }
-}
 
 /// Norm of the difference as a share of the recorded tensor's norm. The recording was computed in f64; what is left is
 /// the rounding of 32-bit arithmetic, which DPO enlarges: its gradient is the difference of two similar ones.

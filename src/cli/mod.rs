@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, each only arguments and printing.
 
+pub mod bench;
 pub mod derive;
 pub mod dims;
 pub mod doctor;
@@ -22,6 +23,10 @@ Examples:
                                     a model that also computes the gradients of its weights
   ortdpo show unet.onnx --dim batch=2
                                     a model as text, with every shape
+  ortdpo bench --model models/tiny-sd --pairs 16
+                                    what a training step costs here
+  ortdpo train --config examples/stable-ema.yaml
+                                    preference training
 
 Exit codes: 0 done, 2 something in the input to mend, 130 interrupted, 1 anything else.";
 
@@ -49,6 +54,7 @@ pub struct Global {
 
 #[derive(Subcommand)]
 enum Command {
+    Bench(bench::Bench),
     Derive(derive::Derive),
     Doctor(doctor::Doctor),
     Show(show::Show),
@@ -65,6 +71,7 @@ impl Cli {
             })?;
         }
         match self.command {
+            Command::Bench(command) => command.run(),
             Command::Derive(command) => command.run(),
             Command::Doctor(command) => command.run(),
             Command::Show(command) => command.run(),

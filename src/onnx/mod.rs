@@ -24,6 +24,7 @@ pub mod validate;
 pub mod view;
 mod window;
 pub mod write;
+mod zeros;
 
 pub use attr::{Attr, Attrs};
 pub use data::{Constant, TensorData};

@@ -17,6 +17,7 @@ use super::read::Model;
 use super::sequence;
 use super::slices;
 use super::view::View;
+use super::zeros::Zeros;
 use crate::{Error, Result};
 
 /// How to make a model static.
@@ -53,6 +54,7 @@ pub fn specialize(model: &Model, options: &Options) -> Result<Graph> {
             .collect(),
         model,
         split_shared: options.split_shared,
+        zeros: Zeros::default(),
         depth: 0,
     };
     walk.add_initializers(proto)?;
@@ -87,6 +89,7 @@ pub(super) struct Walk<'m> {
     functions: HashMap<(&'m str, &'m str), &'m FunctionProto>,
     model: &'m Model,
     split_shared: bool,
+    zeros: Zeros,
     depth: usize,
 }
 
@@ -213,6 +216,11 @@ impl<'m> Walk<'m> {
             self.bind(&proto.output[0], Binding::Value(alias));
             return Ok(());
         }
+        if self.zeros.makes_zeros(&self.graph, &node) {
+            let outputs = self.emit(proto, node)?;
+            self.zeros.extend(outputs.into_iter().flatten());
+            return Ok(());
+        }
         if let Some(literals) = eval::evaluate(&View::new(&self.graph, &node), proto.output.len())? {
             let fed_by_parameter = node.inputs.iter().flatten().any(|v| self.is_parametric(*v));
             if !(fed_by_parameter && literals.iter().any(|l| l.dtype().is_float())) {
@@ -306,7 +314,7 @@ impl<'m> Walk<'m> {
                 }
                 Ok(Some(view.input(0)?))
             }
-            _ => Ok(None),
+            _ => Ok(self.zeros.untouched(&self.graph, node)),
         }
     }
 

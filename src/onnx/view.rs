@@ -182,7 +182,7 @@ impl<'a> View<'a> {
     }
 
     /// Axes as positions, each named once.
-    fn distinct_axes(&self, axes: &[i64], rank: usize) -> Result<Vec<usize>> {
+    pub(super) fn distinct_axes(&self, axes: &[i64], rank: usize) -> Result<Vec<usize>> {
         let mut found = Vec::with_capacity(axes.len());
         for axis in axes {
             let axis = self.axis(*axis, rank)?;

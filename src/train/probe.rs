@@ -52,8 +52,18 @@ impl Probe {
             let batch = batches.last_mut().expect("there is always a batch");
             batch.push(schedule, draw.timestep, &pair.latents[0], &noise, &pair.text);
         }
+        Self::of_samples(batches, draws, engine, initial)
+    }
+
+    /// Measures `initial` on samples that were drawn before: `draws` of them, all batches but the last one full.
+    pub fn of_samples(
+        mut batches: Vec<Samples>,
+        draws: usize,
+        engine: &mut Engine,
+        initial: &ParamSet,
+    ) -> Result<Self> {
         for batch in &mut batches {
-            batch.pad_to(geometry.samples);
+            batch.pad_to(engine.geometry().samples);
         }
         let mut probe = Self {
             batches,

@@ -1,6 +1,8 @@
 //! What the integration tests share. Each test program uses only a part of it.
 #![allow(dead_code)]
 
+pub mod recorded;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -105,7 +105,11 @@ fn odd_nodes_never_panic() {
             odd += 1;
         }
     }
-    assert!(panicked.is_empty(), "see above for the panics of {}", panicked.join("; "));
+    assert!(
+        panicked.is_empty(),
+        "see above for the panics of {}",
+        panicked.join("; ")
+    );
     assert!(odd > 5000, "only {odd} odd nodes");
 }
 

@@ -136,6 +136,15 @@ fn attention(v: &View, outputs: usize) -> Result<Vec<TensorType>> {
         3 => (q[1], k[1] + past),
         _ => (q[2], k[2] + past),
     };
+    if v.has(3) {
+        // A mask may leave out keys at the end, or be the same for all queries, heads or samples.
+        let (mask, scores) = (v.shape(3)?, [q[0], heads.q, queries, keys]);
+        let fits = mask.len() >= 2 && mask.len() <= 4 && mask[mask.len() - 1] <= keys;
+        let rest = &mask[..mask.len().saturating_sub(1)];
+        if !fits || broadcast(rest, &scores[..3]).as_deref() != Some(&scores[..3]) {
+            return Err(v.error(format!("has a mask {mask:?} for scores {scores:?}")));
+        }
+    }
     let value_size = if val.len() == 3 { val[2] / heads.kv } else { val[3] };
     let key_size = if k.len() == 3 { k[2] / heads.kv } else { k[3] };
     let y = match q.len() {

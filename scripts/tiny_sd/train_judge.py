@@ -16,19 +16,18 @@ from world import COLOUR_NAMES, NAMES, SCENE_OF_CAPTION, World
 
 STEPS = 700
 BATCH = 64
+LAYERS = [  # channels in, channels out, kernel, stride: 64x64 to 4x4
+    (3, 32, 5, 2), (32, 64, 3, 2), (64, 128, 3, 1), (128, 128, 3, 2), (128, 192, 3, 1), (192, 192, 3, 2),
+]
 
 
 class Judge(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        widths, layers, last = (32, 64, 128, 192), [], 3
-        for width in widths:
-            layers += [
-                torch.nn.Conv2d(last, width, 3, padding=1), torch.nn.BatchNorm2d(width), torch.nn.ReLU(),
-                torch.nn.Conv2d(width, width, 3, stride=2, padding=1), torch.nn.BatchNorm2d(width), torch.nn.ReLU(),
-            ]
-            last = width
-        self.trunk = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(last * 16, 256), torch.nn.ReLU())
+        layers = []
+        for into, out, kernel, stride in LAYERS:
+            layers += [torch.nn.Conv2d(into, out, kernel, stride, kernel // 2), torch.nn.BatchNorm2d(out), torch.nn.ReLU()]
+        self.trunk = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(192 * 16, 256), torch.nn.ReLU())
         self.first = torch.nn.Linear(256, len(NAMES))
         self.second = torch.nn.Linear(256, len(NAMES) + 1)
         self.background = torch.nn.Linear(256, len(COLOUR_NAMES))

@@ -5,7 +5,9 @@
 //! ```
 //!
 //! Where the keys of a section depend on its `kind` (the objective, the anchor, …), a layer that names another
-//! kind starts that section anew: keys of the former kind do not leak into it, and its own defaults hold.
+//! kind starts that section anew: keys of the former kind do not leak into it, and its own defaults hold. A layer that
+//! freezes the reference also drops the anchor below it, which would have nothing to hold: rows of an ablation are
+//! one `--set` away from each other.
 
 use std::path::PathBuf;
 
@@ -70,6 +72,11 @@ impl Layers {
     pub fn merged(&self) -> Value {
         let mut merged = Value::Mapping(Mapping::new());
         for layer in &self.0 {
+            if freezes_reference(&layer.values) {
+                let no_anchor = "reference: {anchor: {kind: none}}";
+                let no_anchor = serde_yaml::from_str(no_anchor).expect("this is YAML");
+                overlay(&mut merged, no_anchor, Some(Node::root()));
+            }
             overlay(&mut merged, layer.values.clone(), Some(Node::root()));
         }
         merged
@@ -197,6 +204,11 @@ fn overlay(base: &mut Value, over: Value, node: Option<Node<'_>>) {
         (Value::Mapping(_), Value::Null) => {}
         (base, over) => *base = over,
     }
+}
+
+fn freezes_reference(values: &Value) -> bool {
+    let update = values.get("reference").and_then(|section| section.get("update"));
+    update.and_then(Value::as_str) == Some("frozen")
 }
 
 /// How many keys of `path` lead somewhere in `values`.

@@ -140,15 +140,15 @@ impl ReferenceConfig {
     }
 
     fn check_anchor(&self) -> Result<()> {
+        require(
+            self.update != UpdateConfig::Frozen || self.anchor == AnchorConfig::None {},
+            "reference.anchor",
+            "is set while reference.update is frozen",
+            "Use update ema or copy, or anchor none: a reference that never moves needs no anchor.",
+        )?;
         match &self.anchor {
             AnchorConfig::None {} => Ok(()),
             AnchorConfig::Kl { lambda, fraction } => {
-                require(
-                    self.update != UpdateConfig::Frozen,
-                    "reference.anchor",
-                    "is kl while reference.update is frozen",
-                    "Use update ema or copy, or anchor none: a reference that never moves needs no anchor.",
-                )?;
                 require(
                     *lambda > 0.0 && lambda.is_finite(),
                     "reference.anchor.lambda",
@@ -236,6 +236,7 @@ mod tests {
             ("{measure_every: 0}", "reference.measure_every"),
             ("{probe: 0}", "reference.probe"),
             ("{update: frozen, anchor: {kind: kl}}", "reference.anchor"),
+            ("{update: frozen, anchor: {kind: pull}}", "reference.anchor"),
             (
                 "{update: ema, anchor: {kind: kl, fraction: 0}}",
                 "reference.anchor.fraction",

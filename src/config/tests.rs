@@ -43,7 +43,6 @@ fn complaint(rest: &str, set: &[&str]) -> String {
         .map_or(text.clone(), |at| text[at..].to_owned())
 }
 
-/// `docs/math.md` of the project's definition, section 4, row by row.
 #[test]
 fn presets_set_what_their_names_promise() {
     let ema_and_variance = |preset: &str| {
@@ -87,6 +86,19 @@ fn presets_set_what_their_names_promise() {
     assert_eq!(hard.timestep.sampling, SamplingConfig::Geometric { gamma: 0.9 });
     assert_eq!(hard.timestep.weighting, WeightingConfig::None {});
     assert_eq!(hard.timestep.reward_scale, RewardScaleConfig::InverseSqrtSnr);
+}
+
+#[test]
+fn a_frozen_reference_drops_the_anchor_of_the_layers_below() {
+    for rest in [
+        "preset: stable-ema\n",
+        "preset: rethinking-dpo\n",
+        "reference: {update: ema, anchor: {kind: pull}}\n",
+    ] {
+        let plan = plan(rest, &["reference.update=frozen"]);
+        assert_eq!(plan.reference.anchor, AnchorConfig::None {}, "{rest}");
+        assert_eq!(plan.reference.update, UpdateConfig::Frozen, "{rest}");
+    }
 }
 
 #[test]
@@ -287,8 +299,8 @@ fn combinations_that_do_not_fit_say_why() {
     for (file, set, expected) in [
         (
             "preset: stable-ema\n",
-            &["reference.update=frozen"][..],
-            "reference.anchor: is kl while reference.update is frozen",
+            &["reference.update=frozen", "reference.anchor.kind=kl"][..],
+            "reference.anchor: is set while reference.update is frozen",
         ),
         (
             "preset: stable-ema\n",

@@ -46,6 +46,39 @@ pub struct Layer {
 
 /// All linear and convolution layers with a constant weight, in graph order.
 pub fn find_layers(graph: &Graph) -> Vec<Layer> {
+    let mut layers = wrapped_layers(graph);
+    if let Some(wrapper) = wrapper(layers.iter().map(|l| l.module.as_str())) {
+        let outside = wrapper.len() + 1;
+        layers.iter_mut().for_each(|l| drop(l.module.drain(..outside)));
+    }
+    layers
+}
+
+/// Path of the module that was exported around the network, if there was one: all layers lie in it, in several parts.
+pub(super) fn wrapper_of(graph: &Graph) -> Option<String> {
+    wrapper(wrapped_layers(graph).iter().map(|l| l.module.as_str()))
+}
+
+/// The longest path that all of several modules lie in. A list of layers is a network, not a wrapper around one.
+fn wrapper<'a>(mut modules: impl Iterator<Item = &'a str>) -> Option<String> {
+    let first = modules.next()?;
+    let mut inside = None;
+    for module in modules {
+        let mut common = inside.unwrap_or(first);
+        while !is_below(module, common) || !is_below(first, common) {
+            common = common.rsplit_once('.')?.0;
+        }
+        inside = Some(common);
+    }
+    inside.map(str::to_owned)
+}
+
+fn is_below(module: &str, outer: &str) -> bool {
+    let rest = module.strip_prefix(outer).and_then(|rest| rest.strip_prefix('.'));
+    rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+fn wrapped_layers(graph: &Graph) -> Vec<Layer> {
     let layer = |(i, node): (usize, &Node)| {
         let weight = node.input(1).filter(|w| graph.parameters.contains(w))?;
         let shape = graph.shape(weight);
@@ -137,6 +170,21 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_module_exported_around_the_network_is_found() {
+        let found = |modules: &[&str]| wrapper(modules.iter().copied());
+        assert_eq!(found(&["unet.conv_in", "unet.mid_block.0"]), Some("unet".into()));
+        assert_eq!(
+            found(&["w.unet.a", "w.unet.b.c", "w.unet.b.d"]),
+            Some("w.unet".into())
+        );
+        assert_eq!(found(&["conv_in", "mid_block.0"]), None);
+        assert_eq!(found(&["unet.conv_in", "unet_2.conv_in"]), None);
+        assert_eq!(found(&["unet.conv_in"]), None);
+        assert_eq!(found(&["layers.0", "layers.1"]), None);
+        assert_eq!(found(&[]), None);
+    }
 
     #[test]
     fn a_pattern_matches_whole_path_components() {

@@ -1,6 +1,6 @@
 //! What is trained: LoRA factors on chosen layers, or chosen weights themselves.
 
-use super::layers::{Layer, LayerKind, find_layers, matches, module_of};
+use super::layers::{Layer, LayerKind, find_layers, matches, module_of, wrapper_of};
 use crate::onnx::{Graph, ValueId};
 use crate::{Error, Result};
 
@@ -165,6 +165,7 @@ fn last_named(module: &str) -> &str {
 fn named_weights(graph: &Graph) -> Vec<Trainable> {
     let mut found: Vec<Trainable> = Vec::new();
     let mut seen = std::collections::HashSet::new();
+    let outside = wrapper_of(graph).map_or(String::new(), |wrapper| format!("{wrapper}."));
     for node in &graph.nodes {
         for (slot, value) in node
             .inputs
@@ -175,7 +176,10 @@ fn named_weights(graph: &Graph) -> Vec<Trainable> {
             if !graph.parameters.contains(&value) || !seen.insert(value) {
                 continue;
             }
-            if let Some(t) = named_weight(graph, node, slot, value) {
+            if let Some(mut t) = named_weight(graph, node, slot, value) {
+                if t.name.starts_with(&outside) {
+                    t.name.drain(..outside.len());
+                }
                 found.push(t);
             } else {
                 seen.remove(&value);

@@ -79,15 +79,21 @@ fn is_below(module: &str, outer: &str) -> bool {
 }
 
 fn wrapped_layers(graph: &Graph) -> Vec<Layer> {
+    let made_by = graph.producers();
     let layer = |(i, node): (usize, &Node)| {
-        let weight = node.input(1).filter(|w| graph.parameters.contains(w))?;
-        let shape = graph.shape(weight);
-        let kind = match (node.op.as_str(), shape) {
+        let operand = node.input(1)?;
+        let turned = transposed_weight(graph, &made_by, operand);
+        let weight = turned.unwrap_or(operand);
+        if !graph.parameters.contains(&weight) {
+            return None;
+        }
+        let kind = match (node.op.as_str(), graph.shape(operand)) {
             ("MatMul", [inputs, outputs]) => LayerKind::Linear {
                 inputs: *inputs,
                 outputs: *outputs,
-                transposed: true,
+                transposed: turned.is_none(),
             },
+            _ if turned.is_some() => return None,
             ("Gemm", [a, b]) if node.attrs.get_int("transA", 0) == 0 => {
                 let transposed = node.attrs.get_int("transB", 0) == 0;
                 let (inputs, outputs) = if transposed { (*a, *b) } else { (*b, *a) };
@@ -116,6 +122,14 @@ fn wrapped_layers(graph: &Graph) -> Vec<Layer> {
         })
     };
     graph.nodes.iter().enumerate().filter_map(layer).collect()
+}
+
+/// The matrix whose transpose `value` is. Dynamo's exports have it so where its optimizer did not run.
+fn transposed_weight(graph: &Graph, made_by: &[Option<usize>], value: ValueId) -> Option<ValueId> {
+    let node = &graph.nodes[made_by[graph.index(value)]?];
+    let matrix = node.op == "Transpose" && graph.rank(value) == 2;
+    // Transposes that change nothing are not in a static graph, so this one exchanges the two dimensions.
+    node.input(0).filter(|_| matrix)
 }
 
 /// Module path of a node: from its name, its metadata, or the name of its weight.

@@ -205,8 +205,14 @@ fn named_weight(graph: &Graph, node: &crate::onnx::Node, slot: usize, value: Val
         return Some(plain(name));
     }
     let module = module_of(graph, node, value)?;
+    // Whether the operator multiplies by the matrix as it is stored, which then is the transpose of PyTorch's.
+    let stores_transpose = match node.op.as_str() {
+        "MatMul" => true,
+        "Gemm" => node.attrs.get_int("transB", 0) == 0,
+        _ => false,
+    };
     match node.op.as_str() {
-        "MatMul" if slot == 1 && shape.len() == 2 => Some(Trainable {
+        _ if stores_transpose && slot == 1 && shape.len() == 2 => Some(Trainable {
             name: format!("{module}.weight"),
             shape: shape.clone(),
             kind: TrainableKind::Weight {
@@ -230,5 +236,61 @@ fn named_weight(graph: &Graph, node: &crate::onnx::Node, slot: usize, value: Val
         "LayerNormalization" | "GroupNormalization" if slot == 1 => Some(plain(format!("{module}.weight"))),
         "LayerNormalization" | "GroupNormalization" if slot == 2 => Some(plain(format!("{module}.bias"))),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::{Attrs, Constant, Node, TensorType};
+    use crate::tensor::DType;
+
+    /// `x·w` by a node called `/fc/OP`, from 3 features to 2.
+    fn linear(op: &str, attrs: Attrs, stored: &[usize]) -> Graph {
+        let mut g = Graph::new("linear", 17);
+        let x = g.add_input("x", TensorType::new(DType::F32, [4, 3]));
+        let w = g.add_constant("onnx::weight", Constant::floats(DType::F32, stored, &[0.0; 6]));
+        g.parameters.insert(w);
+        let node = Node {
+            op: op.into(),
+            domain: String::new(),
+            name: format!("/fc/{op}"),
+            inputs: vec![Some(x), Some(w)],
+            outputs: Vec::new(),
+            attrs,
+            metadata: Vec::new(),
+        };
+        let y = g.add_node(node, &[Some("y")]).unwrap()[0].unwrap();
+        g.outputs.push(y);
+        g
+    }
+
+    #[test]
+    fn the_layout_of_a_linear_weight_is_that_of_its_operator() {
+        let cases = [
+            ("MatMul", Attrs::new(), [3, 2]),
+            ("Gemm", Attrs::new(), [3, 2]),
+            ("Gemm", Attrs::new().int("transB", 1), [2, 3]),
+        ];
+        for (op, attrs, stored) in cases {
+            let full = Trainables::full(&linear(op, attrs, &stored), &["*".into()]).unwrap();
+            let [weight] = full.tensors.as_slice() else {
+                panic!("{op}: {} tensors", full.tensors.len())
+            };
+            assert_eq!(weight.name, "fc.weight");
+            assert_eq!(weight.shape, stored);
+            let TrainableKind::Weight {
+                transposed,
+                torch_shape,
+                ..
+            } = &weight.kind
+            else {
+                panic!("{op}: {:?}", weight.kind)
+            };
+            assert_eq!(
+                (*transposed, torch_shape.as_slice()),
+                (stored == [3, 2], &[2, 3][..])
+            );
+        }
     }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod recorded;
+pub mod structures;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -221,7 +221,11 @@ fn compare_step(name: &str, step: usize, stats: &StepStats, recorded: &Recorded,
         let size = recorded.values(what);
         let size = size.iter().fold(0.0f64, |size, v| size.max(v.abs()));
         let error = (found - wanted).abs() / size;
-        assert!(error < 1e-4, "{name}: {what} at step {}: {found} against {wanted}", step + 1);
+        assert!(
+            error < 1e-4,
+            "{name}: {what} at step {}: {found} against {wanted}",
+            step + 1
+        );
         worst = worst.max(error);
     }
     worst

@@ -44,38 +44,35 @@ pub struct Layer {
     pub kind: LayerKind,
 }
 
-/// All linear and convolution layers with a constant weight, in graph order.
+/// Parts that diffusers' denoisers have directly below themselves.
+const DENOISER_PARTS: [&str; 2] = ["time_embedding", "time_text_embed"];
+
+/// All linear and convolution layers with a constant weight, in graph order. If the denoiser was exported inside another
+/// module, that module's name is left out: adapters are named as diffusers names the denoiser's layers.
 pub fn find_layers(graph: &Graph) -> Vec<Layer> {
     let mut layers = wrapped_layers(graph);
-    if let Some(wrapper) = wrapper(layers.iter().map(|l| l.module.as_str())) {
-        let outside = wrapper.len() + 1;
-        layers.iter_mut().for_each(|l| drop(l.module.drain(..outside)));
-    }
+    let wrapper = wrapper(layers.iter().map(|l| l.module.as_str())).map_or(0, str::len);
+    layers.iter_mut().for_each(|l| drop(l.module.drain(..wrapper)));
     layers
 }
 
-/// Path of the module that was exported around the network, if there was one: all layers lie in it, in several parts.
+/// Path, with a dot behind it, of the module that was exported around the denoiser, if there was one.
 pub(super) fn wrapper_of(graph: &Graph) -> Option<String> {
-    wrapper(wrapped_layers(graph).iter().map(|l| l.module.as_str()))
+    wrapper(wrapped_layers(graph).iter().map(|l| l.module.as_str())).map(str::to_owned)
 }
 
-/// The longest path that all of several modules lie in. A list of layers is a network, not a wrapper around one.
-fn wrapper<'a>(mut modules: impl Iterator<Item = &'a str>) -> Option<String> {
-    let first = modules.next()?;
-    let mut inside = None;
-    for module in modules {
-        let mut common = inside.unwrap_or(first);
-        while !is_below(module, common) || !is_below(first, common) {
-            common = common.rsplit_once('.')?.0;
-        }
-        inside = Some(common);
-    }
-    inside.map(str::to_owned)
-}
-
-fn is_below(module: &str, outer: &str) -> bool {
-    let rest = module.strip_prefix(outer).and_then(|rest| rest.strip_prefix('.'));
-    rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+fn wrapper<'a>(modules: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
+    let around = |module: &'a str| {
+        let part = DENOISER_PARTS
+            .iter()
+            .find_map(|part| module.find(&format!(".{part}.")))?;
+        Some(&module[..=part])
+    };
+    let found = modules.clone().find_map(around)?;
+    modules
+        .clone()
+        .all(|module| module.starts_with(found))
+        .then_some(found)
 }
 
 fn wrapped_layers(graph: &Graph) -> Vec<Layer> {
@@ -187,16 +184,21 @@ mod tests {
 
     #[test]
     fn a_module_exported_around_the_network_is_found() {
-        let found = |modules: &[&str]| wrapper(modules.iter().copied());
-        assert_eq!(found(&["unet.conv_in", "unet.mid_block.0"]), Some("unet".into()));
+        let found = |modules: &[&str]| wrapper(modules.iter().copied()).map(str::to_owned);
         assert_eq!(
-            found(&["w.unet.a", "w.unet.b.c", "w.unet.b.d"]),
-            Some("w.unet".into())
+            found(&["unet.time_embedding.linear_1", "unet.mid_block.0"]),
+            Some("unet.".into())
         );
-        assert_eq!(found(&["conv_in", "mid_block.0"]), None);
-        assert_eq!(found(&["unet.conv_in", "unet_2.conv_in"]), None);
-        assert_eq!(found(&["unet.conv_in"]), None);
-        assert_eq!(found(&["layers.0", "layers.1"]), None);
+        assert_eq!(
+            found(&["w.model.a", "w.model.time_text_embed.b"]),
+            Some("w.model.".into())
+        );
+        assert_eq!(found(&["time_embedding.linear_1", "mid_block.0"]), None);
+        assert_eq!(
+            found(&["unet.time_embedding.linear_1", "controlnet.conv_in"]),
+            None
+        );
+        assert_eq!(found(&["text_model.encoder.a", "text_model.encoder.b"]), None);
         assert_eq!(found(&[]), None);
     }
 

@@ -165,7 +165,7 @@ fn last_named(module: &str) -> &str {
 fn named_weights(graph: &Graph) -> Vec<Trainable> {
     let mut found: Vec<Trainable> = Vec::new();
     let mut seen = std::collections::HashSet::new();
-    let outside = wrapper_of(graph).map_or(String::new(), |wrapper| format!("{wrapper}."));
+    let outside = wrapper_of(graph).unwrap_or_default();
     for node in &graph.nodes {
         for (slot, value) in node
             .inputs

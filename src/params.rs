@@ -199,6 +199,12 @@ impl ParamSet {
             .map(|(index, name)| (name.as_str(), self.tensor(index)))
     }
 
+    /// Name of the first tensor that holds a value which is not finite.
+    pub fn non_finite(&self) -> Option<&str> {
+        let broken = |(_, values): &(&str, &[f32])| !values.iter().all(|value| value.is_finite());
+        self.iter().find(broken).map(|(name, _)| name)
+    }
+
     /// Takes over the values of a set with the same layout.
     pub fn copy_from(&mut self, other: &Self) {
         self.assert_same_layout(other);

@@ -132,6 +132,10 @@ impl AdapterFile<'_> {
                 );
                 return refuse(what, targets);
             }
+            if !tensor.values.iter().all(|value| value.is_finite()) {
+                let what = format!("holds values in `{name}` that are not finite");
+                return refuse(what, "Save the adapter anew: its training may have diverged.");
+            }
         }
         Ok(())
     }

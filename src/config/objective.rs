@@ -34,6 +34,14 @@ impl ObjectiveConfig {
         }
     }
 
+    /// The method's β in its own convention, where it has one.
+    pub fn beta(&self) -> Option<f64> {
+        match self {
+            Self::Dpo(dpo) => Some(dpo.beta),
+            Self::Sft(_) => None,
+        }
+    }
+
     /// Whether the loss compares the policy with a reference.
     pub fn has_reference(&self) -> bool {
         match self {

@@ -284,12 +284,16 @@ impl ModelFolder {
                 bytes: files_below(&self.folder(component))
                     .map(|files| files.iter().map(|f| f.bytes).sum())
                     .unwrap_or(0),
-                problem: self.check_component(component).err(),
+                problem: self.require(component).err(),
             })
             .collect()
     }
 
-    fn check_component(&self, component: Component) -> Result<()> {
+    /// Whether the files of a component are there; what is in them is not looked at.
+    ///
+    /// # Errors
+    /// One is missing.
+    pub fn require(&self, component: Component) -> Result<()> {
         match component.content() {
             Content::Network => self
                 .network(component)

@@ -153,8 +153,7 @@ impl ReferenceRule {
         let (delta, on_trip) = self.gate.expect("only a gate asks for a probe");
         if !drift.is_finite() {
             return Err(Error::Diverged(format!(
-                "the denoising error of the reference's candidate at step {step} is not finite. \
-                 Lower optimizer.lr or raise objective.beta, and resume from an earlier checkpoint."
+                "the denoising error of the reference's candidate at step {step} is not finite"
             )));
         }
         let accepted = drift <= delta;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::checkpoint::CheckpointStore;
 use crate::fsutil::write_atomically;
 use crate::{Error, Result};
 
@@ -20,39 +21,99 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct RunFolder(PathBuf);
 
+/// A run's folder before the run has begun. Until then it is left, or made to be, as it was found.
+#[derive(Debug)]
+pub struct Reservation {
+    folder: RunFolder,
+    /// Folders that were made for it, the innermost first.
+    made: Vec<PathBuf>,
+}
+
+impl Reservation {
+    fn new(folder: RunFolder) -> Result<Self> {
+        let missing = folder.root().ancestors().take_while(|path| !path.exists());
+        let made = missing
+            .filter(|path| !path.as_os_str().is_empty())
+            .map(Path::to_path_buf)
+            .collect();
+        let root = folder.root().to_path_buf();
+        let reservation = Self { folder, made };
+        fs::create_dir_all(&root).map_err(Error::io(&root, "create the folder"))?;
+        // Hours of encoding may come before the first file is written.
+        tempfile::NamedTempFile::new_in(&root).map_err(Error::io(&root, "write into the folder"))?;
+        Ok(reservation)
+    }
+
+    /// The folder that is reserved.
+    pub fn folder(&self) -> &RunFolder {
+        &self.folder
+    }
+
+    /// The run begins: its configuration is written.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn begin(mut self, config_yaml: &str) -> Result<RunFolder> {
+        write_atomically(&self.folder.config(), config_yaml.as_bytes())?;
+        self.made.clear();
+        Ok(self.folder.clone())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // A folder that somebody has put something into meanwhile stays, and those around it.
+        for folder in &self.made {
+            if folder.exists() && fs::remove_dir(folder).is_err() {
+                return;
+            }
+        }
+    }
+}
+
 impl RunFolder {
-    /// Makes the folder of a new run and writes its configuration.
+    /// Reserves the folder of a new run.
     ///
     /// # Errors
     /// The folder holds a run already, or cannot be written.
-    pub fn create(path: &Path, config_yaml: &str) -> Result<Self> {
+    pub fn create(path: &Path) -> Result<Reservation> {
         let folder = Self(path.to_path_buf());
-        if folder.metrics().exists() || folder.checkpoints().exists() {
-            return Err(Error::bad(
-                path.display().to_string(),
-                "holds a run already",
-                "Continue it with --resume, choose another folder with --output, or delete this one.",
-            ));
-        }
-        fs::create_dir_all(path).map_err(Error::io(path, "create the folder"))?;
-        write_atomically(&folder.config(), config_yaml.as_bytes())?;
-        Ok(folder)
+        let remedy = match (folder.has_checkpoints()?, folder.metrics().exists()) {
+            (true, _) => {
+                "Continue it with --resume, choose another folder with --output, or delete this one."
+            }
+            (false, true) => {
+                "It ended before its first checkpoint: choose another folder with --output, or delete this one."
+            }
+            (false, false) => return Reservation::new(folder),
+        };
+        Err(Error::bad(
+            path.display().to_string(),
+            "holds a run already",
+            remedy,
+        ))
     }
 
-    /// The folder of a run that is resumed.
+    /// Reserves the folder of a run that is resumed.
     ///
     /// # Errors
-    /// There is none.
-    pub fn existing(path: &Path) -> Result<Self> {
+    /// It holds no checkpoint, or cannot be written.
+    pub fn existing(path: &Path) -> Result<Reservation> {
         let folder = Self(path.to_path_buf());
-        match folder.checkpoints().is_dir() {
-            true => Ok(folder),
+        match folder.has_checkpoints()? {
+            true => Reservation::new(folder),
             false => Err(Error::bad(
                 path.display().to_string(),
-                "holds no checkpoints, so there is nothing to resume",
+                "holds no checkpoint, so there is nothing to resume",
                 "Give the run's folder with --output, or start a new run without --resume.",
             )),
         }
+    }
+
+    fn has_checkpoints(&self) -> Result<bool> {
+        // How many are kept is of no account here.
+        let store = CheckpointStore::new(self.checkpoints(), 1);
+        Ok(store.latest()?.is_some())
     }
 
     /// The folder itself.
@@ -100,26 +161,49 @@ impl RunFolder {
 mod tests {
     use super::*;
 
+    fn refusal(result: Result<Reservation>) -> String {
+        let error = result.unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
     #[test]
     fn a_second_run_does_not_overwrite_the_first() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("runs/a");
-        let run = RunFolder::create(&path, "seed: 0\n").unwrap();
+        let run = RunFolder::create(&path).unwrap().begin("seed: 0\n").unwrap();
         assert_eq!(fs::read_to_string(run.config()).unwrap(), "seed: 0\n");
-        assert!(RunFolder::existing(&path).is_err());
+        assert!(refusal(RunFolder::existing(&path)).contains("holds no checkpoint"));
         // Nothing was trained yet: starting anew does no harm.
-        RunFolder::create(&path, "seed: 1\n").unwrap();
+        RunFolder::create(&path).unwrap().begin("seed: 1\n").unwrap();
         fs::write(run.metrics(), "").unwrap();
-        let error = RunFolder::create(&path, "seed: 2\n").unwrap_err();
+        let error = refusal(RunFolder::create(&path));
         assert!(
-            error
-                .to_string()
-                .contains("holds a run already. Continue it with --resume"),
+            error.contains("holds a run already. It ended before its first checkpoint"),
+            "{error}"
+        );
+        fs::create_dir_all(run.checkpoints().join("step-7")).unwrap();
+        let error = refusal(RunFolder::create(&path));
+        assert!(
+            error.contains("holds a run already. Continue it with --resume"),
             "{error}"
         );
         assert_eq!(fs::read_to_string(run.config()).unwrap(), "seed: 1\n");
-        fs::create_dir(run.checkpoints()).unwrap();
-        assert!(RunFolder::existing(&path).is_ok());
+        RunFolder::existing(&path).unwrap();
+    }
+
+    #[test]
+    fn a_run_that_does_not_begin_leaves_no_trace() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir(temp.path().join("runs")).unwrap();
+        let path = temp.path().join("runs/new/a");
+        drop(RunFolder::create(&path).unwrap());
+        assert_eq!(fs::read_dir(temp.path().join("runs")).unwrap().count(), 0);
+        // What others put there meanwhile stays.
+        let reservation = RunFolder::create(&path).unwrap();
+        fs::write(temp.path().join("runs/new/note"), "").unwrap();
+        drop(reservation);
+        assert!(temp.path().join("runs/new/note").exists() && !path.exists());
     }
 
     #[test]
@@ -127,10 +211,10 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("file");
         fs::write(&path, "").unwrap();
-        let error = RunFolder::create(&path, "").unwrap_err();
-        assert!(
-            error.exit_code() == 2 && error.to_string().contains("cannot create the folder"),
-            "{error}"
-        );
+        for path in [path.clone(), path.join("below")] {
+            let error = refusal(RunFolder::create(&path));
+            assert!(error.contains("cannot create the folder"), "{error}");
+        }
+        assert!(path.is_file());
     }
 }

@@ -20,7 +20,7 @@ use crate::reference::ReferenceRule;
 use crate::rng::{PairId, Purpose, Streams, Visit};
 use crate::runtime::{Arena, SessionOptions};
 use crate::traingraph::Reference;
-use crate::{Error, Result, adapter};
+use crate::{Result, adapter};
 
 /// The objective that a configuration names.
 pub fn objective(config: &ObjectiveConfig) -> Box<dyn Objective> {
@@ -43,8 +43,38 @@ pub fn session_options(config: &Config) -> SessionOptions {
     }
 }
 
+/// The encoded pairs of a run.
+pub struct Data {
+    /// What is trained on.
+    pub train: Dataset,
+    /// What is evaluated on, if the data set has such a split.
+    pub heldout: Option<Dataset>,
+}
+
+impl Data {
+    /// Encodes what the cache does not hold yet.
+    ///
+    /// # Errors
+    /// As [`Dataset::prepare`].
+    pub fn prepare(config: &Config, model: &Model, console: Console, stop: &AtomicBool) -> Result<Self> {
+        let part = |part| dataset(config, model, part, console, stop);
+        Ok(Self {
+            train: part(Part::Train)?.expect("the split that is trained on is always named"),
+            heldout: part(Part::Heldout)?,
+        })
+    }
+
+    /// Hash over captions, labels and images of both parts, in hexadecimal digits.
+    pub fn hash(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.train.hash().as_bytes());
+        hasher.update(self.heldout.as_ref().map_or("", Dataset::hash).as_bytes());
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
 /// Encodes a part of the data, or takes it from the cache. `None` if there are no held-out pairs.
-pub fn dataset(
+fn dataset(
     config: &Config,
     model: &Model,
     part: Part,
@@ -80,21 +110,14 @@ pub fn dataset(
         }
     };
     let options = EncodeOptions::new(&config.data, part);
-    let found = Dataset::prepare(
+    Dataset::prepare(
         source.as_ref(),
         &encoders,
         &config.data.cache,
         options,
         &mut progress,
-    )?;
-    if found.pairs().is_empty() {
-        return Err(Error::bad(
-            config.data.path.display().to_string(),
-            "has no usable pairs",
-            "Check the labels, data.ties and the messages about skipped rows.",
-        ));
-    }
-    Ok(Some(found))
+    )
+    .map(Some)
 }
 
 /// Sessions for the prepared data, and θ0.

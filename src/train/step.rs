@@ -298,8 +298,7 @@ impl<'a> Stepper<'a> {
                 .join(", ")
         };
         Err(Error::Diverged(format!(
-            "{what} is not finite at step {} (pairs {}; timesteps {}). The last checkpoint is whole; resume from it with a \
-             lower optimizer.lr, or look at these pairs' images",
+            "{what} is not finite at step {} (pairs {}; timesteps {})",
             state.step + 1,
             list(&|p| p.id.0),
             list(&|p| u64::from(p.timestep.0)),

@@ -82,16 +82,16 @@ impl Trainables {
     /// Full fine-tuning of the weights that `targets` choose by name (`*` for all).
     pub fn full(graph: &Graph, targets: &[String]) -> Result<Self> {
         let named = named_weights(graph);
-        let chosen = |name: &str| {
+        let chooses = |pattern: &String, name: &str| {
             let module = name.rsplit_once('.').map_or(name, |(m, _)| m);
-            targets
-                .iter()
-                .any(|t| t == "*" || matches(t, module) || matches(t, name))
+            pattern == "*" || matches(pattern, module) || matches(pattern, name)
         };
-        let tensors: Vec<Trainable> = named.into_iter().filter(|t| chosen(&t.name)).collect();
-        if tensors.is_empty() {
-            return Err(no_match(&targets.join(", "), &find_layers(graph)));
+        let unmatched = |pattern: &&String| !named.iter().any(|t| chooses(pattern, &t.name));
+        if let Some(pattern) = targets.iter().find(unmatched) {
+            return Err(no_match(pattern, &find_layers(graph)));
         }
+        let chosen = |t: &Trainable| targets.iter().any(|pattern| chooses(pattern, &t.name));
+        let tensors: Vec<Trainable> = named.into_iter().filter(chosen).collect();
         Ok(Self {
             tensors,
             adapted: Vec::new(),

@@ -3,6 +3,7 @@
 
 pub mod recorded;
 pub mod structures;
+pub mod train;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,5 +1,7 @@
 //! Which run a checkpoint belongs to, and the refusal to resume another one from it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigIdentity, Difference};
@@ -13,9 +15,9 @@ pub struct RunIdentity {
     pub config: ConfigIdentity,
     /// Their hash.
     pub config_hash: String,
-    /// Hash of the model's files.
-    pub model_hash: String,
-    /// Hash of the pairs and how they were encoded.
+    /// Hashes of the model's files, by component.
+    pub model: BTreeMap<String, String>,
+    /// Hash of the pairs.
     pub data_hash: String,
     /// What computed. Other versions may round differently, but do not make another run.
     pub versions: Versions,
@@ -23,14 +25,31 @@ pub struct RunIdentity {
 
 impl RunIdentity {
     /// The identity of a run.
-    pub fn new(config: ConfigIdentity, model_hash: String, data_hash: String, versions: Versions) -> Self {
+    pub fn new(
+        config: ConfigIdentity,
+        model: BTreeMap<String, String>,
+        data_hash: String,
+        versions: Versions,
+    ) -> Self {
         Self {
             config_hash: config.hash(),
             config,
-            model_hash,
+            model,
             data_hash,
             versions,
         }
+    }
+
+    /// One hash over all components of the model, in hexadecimal digits.
+    pub fn model_hash(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for (component, hash) in &self.model {
+            hasher
+                .update(component.as_bytes())
+                .update(&[0])
+                .update(hash.as_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
     }
 
     /// Accepts or refuses to go on from a checkpoint with this identity as the run `now`. Returns what a user should
@@ -48,11 +67,20 @@ impl RunIdentity {
                 "Resume with the config.yaml of that run, or start a new run in another --output.",
             );
         }
-        if self.model_hash != now.model_hash {
+        let others: Vec<&str> = (self.model.keys())
+            .chain(
+                now.model
+                    .keys()
+                    .filter(|component| !self.model.contains_key(*component)),
+            )
+            .filter(|component| self.model.get(*component) != now.model.get(*component))
+            .map(String::as_str)
+            .collect();
+        if !others.is_empty() {
             return refuse(
                 format!(
-                    "belongs to another model: {} there, {} here",
-                    self.model_hash, now.model_hash
+                    "belongs to another model: the files of {} differ",
+                    others.join(", ")
                 ),
                 "Give the model that the run began with; its files must not have changed.",
             );

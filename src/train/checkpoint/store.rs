@@ -137,7 +137,11 @@ impl CheckpointStore {
         if target.exists() {
             fs::rename(target, &old).map_err(Error::io(target, "rename"))?;
         }
-        fs::rename(temporary, target).map_err(Error::io(temporary, "rename"))?;
+        if let Err(error) = fs::rename(temporary, target) {
+            // As it was; the error to tell of is the first one.
+            fs::rename(&old, target).ok();
+            return Err(Error::io(temporary, "rename")(error));
+        }
         sync_folder(&self.folder)?;
         match old.exists() {
             true => fs::remove_dir_all(&old).map_err(Error::io(&old, "remove")),

@@ -21,7 +21,8 @@ fn plan(set: &[&str]) -> TrainPlan {
 
 fn identity(set: &[&str]) -> RunIdentity {
     let versions = Versions::with_runtime("1.31.1");
-    RunIdentity::new(plan(set).identity(), "model".into(), "data".into(), versions)
+    let model = ["unet", "scheduler"].map(|component| (component.to_owned(), format!("{component}'s hash")));
+    RunIdentity::new(plan(set).identity(), model.into(), "data".into(), versions)
 }
 
 fn state(step: u64) -> RunState {
@@ -221,12 +222,14 @@ fn other_runs_are_refused_and_told_what_differs() {
     assert!(error.starts_with(expected), "{error}");
 
     let mut moved = identity(&[]);
-    moved.model_hash = "another".into();
+    moved.model.insert("unet".into(), "another".into());
+    moved.model.insert("text_encoder".into(), "new".into());
     let error = saved.accept(&moved, "step-1").unwrap_err().to_string();
     assert!(
-        error.contains("another model: model there, another here"),
+        error.contains("another model: the files of unet, text_encoder differ"),
         "{error}"
     );
+    assert_ne!(moved.model_hash(), saved.model_hash());
     let mut moved = identity(&[]);
     moved.data_hash = "another".into();
     assert!(

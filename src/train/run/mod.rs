@@ -1,0 +1,356 @@
+//! A training run: from a checked plan to a folder of results.
+//!
+//! ```text
+//! prepare (model, pairs, sessions) ─► [resume] ─► warm up ─► step ─► measure ─► checkpoint ─► … ─► results
+//! ```
+//!
+//! The loop only executes: what moves the reference, weighs timesteps, notices divergence or keeps checkpoints are
+//! policies of their own.
+
+mod evaluation;
+mod manifest;
+mod saving;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::checkpoint::{Best, CheckpointStore, RunIdentity};
+use super::draw::DrawnPair;
+use super::engine::Engine;
+use super::evaluate::{Errors, HeldOut};
+use super::folder::RunFolder;
+use super::guard::{self, Guard, Verdict};
+use super::model::Model;
+use super::prepare::{self, Data, Measurable};
+use super::probe::Probe;
+use super::report::{Event, Listeners, Measured, MetricsFile, ProgressLine, StepReport, TensorBoard};
+use super::state::State;
+use super::step::{StepStats, Stepper};
+use super::summary::{HeldOutScores, Summary, Versions};
+use super::{memory, results};
+use crate::config::TrainPlan;
+use crate::config::guard::GuardAction;
+use crate::config::reference::UpdateConfig;
+use crate::data::Loader;
+use crate::objective::Objective;
+use crate::progress::Console;
+use crate::rng::Streams;
+use crate::{Error, Result, runtime};
+
+/// What a run is told besides its plan.
+pub struct RunOptions<'a> {
+    /// Folder of the run.
+    pub output: PathBuf,
+    /// Go on from the newest checkpoint there.
+    pub resume: bool,
+    /// Where progress is shown.
+    pub console: Console,
+    /// Set to ask for an orderly end: the step is finished and a checkpoint written.
+    pub stop: &'a AtomicBool,
+}
+
+/// Runs that are never timed: the first two or three of a session are several times slower than the rest.
+const WARM_UP_RUNS: usize = 2;
+
+const LOWER_LR: &str = "Start a new run with a lower optimizer.lr.";
+
+/// Trains as `plan` says and returns what came of it.
+///
+/// # Errors
+/// Whatever is wrong with the input is found before the first step, and leaves the output folder as it was.
+/// [`Error::Diverged`] and [`Error::Interrupted`] leave the checkpoints.
+pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
+    let started = Instant::now();
+    let library = runtime::init(&runtime::RuntimeOptions::default())?.version();
+    let reserved = match options.resume {
+        true => RunFolder::existing(&options.output)?,
+        false => RunFolder::create(&options.output)?,
+    };
+    let model = Model::open(&plan.model)?;
+    let data = Data::prepare(plan, &model, options.console, options.stop)?;
+    let streams = Streams::new(plan.seed);
+    let objective = prepare::objective(&plan.objective);
+    let objective = objective.as_ref();
+    let (engine, initial) = prepare::engine(plan, &model, &data.train, objective, &streams)?;
+    let identity = RunIdentity::new(
+        plan.identity(),
+        model.hashes.clone(),
+        data.hash(),
+        Versions::with_runtime(library),
+    );
+    let manifest = manifest::of(plan, &identity, &engine, &data, objective);
+    let heldout = data.heldout.as_ref().map(Measurable);
+    let mut run = Run {
+        plan,
+        options,
+        objective,
+        streams,
+        store: CheckpointStore::new(reserved.folder().checkpoints(), plan.train.keep),
+        guard: Guard::new(&plan.guard),
+        loader: Loader::new(&data.train, streams, plan.data.ties, plan.data.prompt_dropout),
+        identity,
+        stepper: Stepper::new(
+            plan,
+            &model.schedule,
+            &engine,
+            objective.needs_pairs(),
+            objective.needs_reference(),
+        ),
+        engine,
+        state: State::new(plan, &model, initial)?,
+        probe: None,
+        held: heldout
+            .as_ref()
+            .filter(|_| objective.needs_pairs())
+            .map(|source| {
+                let all = source.0.pairs().len();
+                HeldOut::new(source, &model.schedule, streams, all, plan.train.eval_draws)
+            }),
+        held_initial: None,
+        held_means: None,
+        initial_scores: None,
+        best: None,
+        seconds_before: 0.0,
+        started,
+        listeners: Listeners::default(),
+    };
+    let mut notes = data.train.warnings();
+    if options.resume {
+        notes.extend(run.resume()?);
+    }
+    // After the initial policy is known, which a resumed run has from its checkpoint.
+    run.measure_initial_probe(&model, &data)?;
+    let folder = reserved.begin(&plan.to_yaml())?;
+    manifest.write(&folder.manifest())?;
+    run.listen(&folder, &notes)?;
+    let last = run.train()?;
+    results::write(&folder, plan, &model, &run.engine, &run.state.policy)?;
+    let summary = Summary {
+        initial: run.initial_scores,
+        last,
+        ceiling_acc: data.heldout.as_ref().and_then(results::ceiling),
+        steps: run.state.step,
+        seconds: run.seconds(),
+        peak_rss_mb: memory::peak_rss_mb(),
+        manifest,
+    };
+    summary.write(&folder.summary())?;
+    run.listeners.emit(&Event::Finished)?;
+    Ok(summary)
+}
+
+/// A run under way.
+struct Run<'a> {
+    plan: &'a TrainPlan,
+    options: &'a RunOptions<'a>,
+    objective: &'a dyn Objective,
+    streams: Streams,
+    store: CheckpointStore,
+    guard: Guard,
+    loader: Loader<'a>,
+    identity: RunIdentity,
+    engine: Engine,
+    state: State,
+    stepper: Stepper<'a>,
+    probe: Option<Probe>,
+    held: Option<HeldOut<'a>>,
+    /// Errors of the initial policy on all held-out draws; measured when first needed.
+    held_initial: Option<Errors>,
+    /// Mean errors of policy and initial policy at the evaluation of this step.
+    held_means: Option<(guard::Errors, guard::Errors)>,
+    initial_scores: Option<HeldOutScores>,
+    best: Option<Best>,
+    seconds_before: f64,
+    started: Instant,
+    listeners: Listeners,
+}
+
+impl Run<'_> {
+    fn seconds(&self) -> f64 {
+        self.seconds_before + self.started.elapsed().as_secs_f64()
+    }
+
+    /// Sets up the drift probe where the reference moves, or did until a gate froze it.
+    fn measure_initial_probe(&mut self, model: &Model, data: &Data) -> Result<()> {
+        if self.objective.needs_reference() && self.plan.reference.update != UpdateConfig::Frozen {
+            self.probe = Some(Probe::new(
+                &Measurable(&data.train),
+                &model.schedule,
+                &self.streams,
+                self.plan.reference.probe,
+                &mut self.engine,
+                &self.state.initial,
+            )?);
+        }
+        Ok(())
+    }
+
+    /// Opens the files that tell of the run, and tells the first things.
+    fn listen(&mut self, folder: &RunFolder, notes: &[String]) -> Result<()> {
+        self.listeners
+            .add(MetricsFile::open(&folder.metrics(), self.state.step)?);
+        self.listeners.add(TensorBoard::create(folder.root())?);
+        self.listeners.add(ProgressLine::new(self.options.console));
+        notes
+            .iter()
+            .try_for_each(|note| self.listeners.emit(&Event::Note(note)))
+    }
+
+    /// All steps that are left; returns the last evaluation.
+    fn train(&mut self) -> Result<Option<HeldOutScores>> {
+        self.warm_up()?;
+        let mut measured = Measured::default();
+        if self.state.step == 0 {
+            self.initial_scores = self.evaluate(self.all_heldout(), &mut measured)?;
+        }
+        self.listeners.emit(&Event::Started {
+            done: self.state.step,
+            steps: self.plan.train.steps,
+            pairs_per_step: self.plan.train.pairs_per_step,
+            initial: self.initial_scores.is_some().then_some(&measured),
+        })?;
+        let mut last = None;
+        while self.state.step < self.plan.train.steps {
+            let (report, scores, verdict) = self.one_step()?;
+            self.listeners.emit(&Event::Step(&report))?;
+            match verdict {
+                Verdict::GoOn => last = scores.or(last),
+                Verdict::Stop(reason) => return Err(self.diverged(&reason, self.after_guard())),
+                Verdict::RollBack(reason) => {
+                    self.roll_back(&reason)?;
+                    continue;
+                }
+            }
+            self.save_if_due()?;
+        }
+        // A run that was cut off between its last checkpoint and its results is resumed with no step left.
+        match last {
+            None => self.evaluate(self.all_heldout(), &mut Measured::default()),
+            found => Ok(found),
+        }
+    }
+
+    /// Writes a checkpoint after the steps that the plan names, and when the user asks to stop, which ends the run.
+    fn save_if_due(&mut self) -> Result<()> {
+        let step = self.state.step;
+        let stopping = self.options.stop.load(Ordering::Relaxed) && step < self.plan.train.steps;
+        if stopping || self.plan.train.saves_at(step) {
+            let path = self.save()?;
+            self.listeners
+                .emit(&Event::Note(&format!("checkpoint {}", path.display())))?;
+        }
+        match stopping {
+            true => Err(Error::Interrupted(format!(
+                "stopped after step {step}; go on with the same command and --resume"
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// What a user can do when the guard has stopped the run.
+    fn after_guard(&self) -> &'static str {
+        match (self.plan.guard.action, self.store.latest()) {
+            (GuardAction::Stop, Ok(Some(_))) => {
+                "Resume with --set guard.action=rollback to go on from there at a lower learning rate, or start a \
+                 new run with a lower optimizer.lr."
+            }
+            _ => LOWER_LR,
+        }
+    }
+
+    /// Draws, steps, measures, and asks the guard what to do next.
+    fn one_step(&mut self) -> Result<(StepReport, Option<HeldOutScores>, Verdict)> {
+        let began = Instant::now();
+        let pairs = self.draw()?;
+        self.state.lr_factor = self.guard.lr_factor();
+        let stats = self
+            .stepper
+            .step(&mut self.state, &mut self.engine, &pairs, self.probe.as_ref())
+            .map_err(|error| match error {
+                Error::Diverged(what) => self.diverged(&what, LOWER_LR),
+                other => other,
+            })?;
+        let mut report = self.report(&stats);
+        report.seconds = began.elapsed().as_secs_f64();
+        let errors = guard::Errors {
+            preferred: stats.e_w,
+            rejected: self.objective.needs_pairs().then_some(stats.e_l),
+        };
+        let mut verdict = self.guard.after_step(stats.loss, errors);
+        let scores = self.measure(&mut report.measured)?;
+        if let Some((policy, initial)) = self.held_means.take()
+            && verdict == Verdict::GoOn
+        {
+            verdict = self.guard.after_evaluation(policy, initial);
+        }
+        Ok((report, scores, verdict))
+    }
+
+    /// What the plan wants to see after this step, beyond the batch.
+    fn measure(&mut self, measured: &mut Measured) -> Result<Option<HeldOutScores>> {
+        let step = self.state.step;
+        let mut scores = None;
+        if self.plan.train.evaluates_at(step) {
+            let pairs = match step == self.plan.train.steps {
+                true => self.all_heldout(),
+                false => self.plan.train.eval_pairs.unwrap_or(self.all_heldout()),
+            };
+            scores = self.evaluate(pairs, measured)?;
+        }
+        if let (Some(probe), true) = (&self.probe, self.state.reference_rule.drift_due(step)) {
+            let drift = probe.drift(&mut self.engine, &self.state.reference)?;
+            measured.d_ref_init = Some(drift.d);
+            measured.kl_ref_init = Some(drift.kl);
+        }
+        Ok(scores)
+    }
+
+    /// The pairs of the next step with all their random numbers.
+    fn draw(&mut self) -> Result<Vec<DrawnPair>> {
+        let batch = self.loader.next_batch(self.plan.train.pairs_per_step)?;
+        Ok(DrawnPair::from_batch(
+            &batch,
+            &self.streams,
+            &self.state.timestep_rule,
+        ))
+    }
+
+    /// Runs every session on the first batch without using what comes out.
+    fn warm_up(&mut self) -> Result<()> {
+        let before = self.loader.state();
+        let pairs = self.draw()?;
+        self.loader.resume(before)?;
+        for _ in 0..WARM_UP_RUNS {
+            self.stepper.warm_up(&self.state, &mut self.engine, &pairs)?;
+        }
+        Ok(())
+    }
+
+    fn report(&self, stats: &StepStats) -> StepReport {
+        let reference = self.objective.needs_reference();
+        StepReport {
+            step: self.state.step,
+            loss: stats.loss,
+            lr: stats.lr,
+            acc: stats.margins.accuracy(),
+            margin: stats.margins.mean(),
+            e_w: stats.e_w,
+            e_l: self.objective.needs_pairs().then_some(stats.e_l),
+            ref_e_w: reference.then_some(stats.ref_e_w),
+            ref_e_l: reference.then_some(stats.ref_e_l),
+            grad_norm: stats.grad_norm,
+            grad_factor: reference.then_some(stats.grad_factor),
+            weight_mean: stats.weight_mean,
+            seconds: 0.0,
+            beta: self.plan.objective.beta(),
+            beta_effective: self.objective.beta_effective(),
+            anchor_loss: stats.anchor_loss,
+            anchor_grad_ratio: stats.anchor_ratio,
+            measured: Measured {
+                d_ref_init: stats.gate.map(|g| g.d),
+                ..Measured::default()
+            },
+        }
+    }
+}

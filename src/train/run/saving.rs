@@ -1,0 +1,111 @@
+//! Checkpoints of a run: writing them, going on from one, going back to one.
+
+use std::path::PathBuf;
+
+use super::Run;
+use crate::train::checkpoint::{Checkpoint, RunState, Tensors};
+use crate::train::guard::GuardState;
+use crate::train::report::Event;
+use crate::{Error, Result};
+
+impl Run<'_> {
+    /// Everything that moves, on disk.
+    ///
+    /// # Errors
+    /// It cannot be written, or holds values that are not finite: nobody could go on from them.
+    pub(super) fn save(&mut self) -> Result<PathBuf> {
+        let state = &self.state;
+        let (first_moment, second_moment) = state.adamw.moments();
+        if let Some(name) = state.policy.non_finite().or(state.reference.non_finite()) {
+            let what = format!("`{name}` is not finite after step {}", state.step);
+            return Err(self.diverged(&what, super::LOWER_LR));
+        }
+        let tensors = Tensors {
+            policy: &state.policy,
+            reference: &state.reference,
+            initial: &state.initial,
+            first_moment,
+            second_moment,
+        };
+        let rest = RunState {
+            step: state.step,
+            optimizer_steps: state.adamw.steps(),
+            loader: self.loader.state(),
+            timestep: state.timestep_rule.state(),
+            reference: state.reference_rule.state().clone(),
+            guard: self.guard.state().clone(),
+            initial: self.initial_scores,
+            best: self.best,
+            seconds: self.seconds(),
+            identity: self.identity.clone(),
+        };
+        self.store.save(&rest, &tensors)
+    }
+
+    /// Goes on from the newest checkpoint of an earlier run. Returns what a user should know about that.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged or of another run.
+    pub(super) fn resume(&mut self) -> Result<Vec<String>> {
+        let step = self
+            .store
+            .latest()?
+            .expect("a folder without checkpoints is refused when it is opened");
+        let found = self.store.load(step, self.engine.layout())?;
+        let place = self.store.path(step).display().to_string();
+        let notes = found.state.identity.accept(&self.identity, &place)?;
+        if step > self.plan.train.steps {
+            let what = format!(
+                "is {}, but {place} is the checkpoint after step {step}",
+                self.plan.train.steps
+            );
+            let remedy = format!("Give at least {step}, or start a new run in another --output.");
+            return Err(Error::bad("train.steps", what, remedy));
+        }
+        self.seconds_before = found.state.seconds;
+        let guard = self.restore(found)?;
+        self.guard.restore(guard);
+        Ok(notes)
+    }
+
+    /// Goes back to the newest checkpoint because of `reason`.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
+    pub(super) fn roll_back(&mut self, reason: &str) -> Result<()> {
+        let Some(step) = self.store.latest()? else {
+            return Err(self.diverged(reason, super::LOWER_LR));
+        };
+        let found = self.store.load(step, self.engine.layout())?;
+        let guard = self.restore(found)?;
+        self.guard.rolled_back(guard);
+        self.listeners.emit(&Event::RolledBack { to: step, reason })
+    }
+
+    /// Takes over what moves, except the guard's state, which it returns.
+    fn restore(&mut self, found: Checkpoint) -> Result<GuardState> {
+        let (state, saved) = (&mut self.state, found.state);
+        state.step = saved.step;
+        state.policy = found.policy;
+        state.reference = found.reference;
+        state.initial = found.initial;
+        state
+            .adamw
+            .restore(saved.optimizer_steps, found.first_moment, found.second_moment)?;
+        state.timestep_rule.restore(saved.timestep)?;
+        state.reference_rule.restore(saved.reference);
+        self.loader.resume(saved.loader)?;
+        self.initial_scores = saved.initial;
+        self.best = saved.best;
+        Ok(saved.guard)
+    }
+
+    /// The error that ends a run which diverged: `what` happened, what there is to go back to, and what to do.
+    pub(super) fn diverged(&self, what: &str, remedy: &str) -> Error {
+        let kept = match self.store.latest() {
+            Ok(Some(step)) => format!("Checkpoint {} is whole.", self.store.path(step).display()),
+            _ => "There is no checkpoint yet.".to_owned(),
+        };
+        Error::Diverged(format!("{what}. {kept} {remedy}"))
+    }
+}

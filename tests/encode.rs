@@ -64,7 +64,16 @@ fn encodings_equal_those_made_in_python() {
     let config = config(expected["resolution"].as_u64().unwrap() as u32);
     let dataset = prepare(&fixtures().join("optimum-sd"), &config, cache.path()).unwrap();
     assert_eq!(dataset.scaling().factor, 0.18215);
-    assert_eq!(dataset.warnings(), [""; 0]);
+    let captions = expected["captions"].as_object().unwrap();
+    let too_long = captions
+        .values()
+        .filter(|tokens| tokens.as_u64() > expected["context"].as_u64());
+    assert_eq!(dataset.counts().captions, captions.len() as u64);
+    assert_eq!(dataset.counts().truncated_captions, too_long.count() as u64);
+    assert_eq!(
+        dataset.warnings(),
+        ["1 of 3 captions are longer than 16 tokens and are cut"]
+    );
     for case in expected["cases"].as_array().unwrap() {
         let row = case["row"].as_u64().unwrap();
         let index = dataset.pairs().iter().position(|pair| pair.id.0 == row).unwrap();

@@ -39,13 +39,7 @@ impl View {
 /// # Errors
 /// Why the image cannot be used, for the list of skipped pairs.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
-    let reader = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .map_err(|e| e.to_string())?;
-    let mut decoder = reader.into_decoder().map_err(|e| e.to_string())?;
-    let orientation = decoder.orientation().map_err(|e| e.to_string())?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;
-    image.apply_orientation(orientation);
+    let image = upright(bytes).map_err(|error| format!("cannot be decoded: {error}"))?;
     let (width, height) = (image.width(), image.height());
     let (short, long) = (width.min(height), width.max(height));
     match short {
@@ -55,6 +49,15 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
         }
         _ => Ok(into_rgb8(image)),
     }
+}
+
+fn upright(bytes: &[u8]) -> image::ImageResult<DynamicImage> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+    let mut decoder = reader.into_decoder()?;
+    let orientation = decoder.orientation()?;
+    let mut image = DynamicImage::from_decoder(decoder)?;
+    image.apply_orientation(orientation);
+    Ok(image)
 }
 
 fn into_rgb8(image: DynamicImage) -> RgbImage {

@@ -238,7 +238,11 @@ impl ModelFolder {
     /// # Errors
     /// It is missing or is not a JSON object.
     pub fn config(&self, component: Component) -> Result<JsonFile> {
-        JsonFile::read(self.folder(component).join("config.json"))
+        let path = self.folder(component).join("config.json");
+        match path.is_file() {
+            true => JsonFile::read(path),
+            false => Err(Error::bad(path.display().to_string(), "is missing", EXPORT)),
+        }
     }
 
     /// `scheduler/scheduler_config.json`.

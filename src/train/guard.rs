@@ -32,7 +32,7 @@ pub enum Verdict {
     GoOn,
     /// End the run with this reason.
     Stop(String),
-    /// Go back to the newest checkpoint, call [`Guard::rolled_back`], and go on.
+    /// Go back to a checkpoint from before [`Guard::SUSPECT`], call [`Guard::rolled_back`], and go on.
     RollBack(String),
 }
 
@@ -59,6 +59,9 @@ pub struct Guard {
 }
 
 impl Guard {
+    /// Steps before a verdict whose losses led to it: the weights of that time are suspect.
+    pub const SUSPECT: u64 = RECENT as u64;
+
     /// A guard that has seen nothing.
     pub fn new(config: &GuardConfig) -> Self {
         Self {

@@ -42,8 +42,15 @@ impl Workspace {
 
     /// `ortdpo train` for the run in the folder `output`, with keys set as `--set` does; the last of two holds.
     pub fn train(&self, output: &str, set: &[&str]) -> Command {
+        let mut command = self.talking(output, set);
+        command.arg("--quiet");
+        command
+    }
+
+    /// As [`Workspace::train`], with progress on standard error.
+    pub fn talking(&self, output: &str, set: &[&str]) -> Command {
         let mut command = ortdpo(self.folder.path());
-        command.args(["train", "--quiet", "--config", "run.yaml", "--output", output]);
+        command.args(["train", "--config", "run.yaml", "--output", output]);
         let paths = [
             format!("model={}", fixtures().join("optimum-sd").display()),
             format!("data.path={}", fixtures().join("pairs/whole").display()),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -62,6 +62,22 @@ impl CheckpointStore {
         Ok(self.steps()?.last().copied())
     }
 
+    /// Removes the checkpoints after `step`, which a run that goes back to it has made void.
+    ///
+    /// # Errors
+    /// One cannot be removed.
+    pub fn forget_after(&self, step: u64) -> Result<()> {
+        let steps = self.steps()?.into_iter();
+        steps
+            .filter(|later| *later > step)
+            .try_for_each(|later| self.remove(later))
+    }
+
+    fn remove(&self, step: u64) -> Result<()> {
+        let path = self.path(step);
+        fs::remove_dir_all(&path).map_err(Error::io(&path, "remove"))
+    }
+
     /// Writes the checkpoint after `state.step`, then removes what is too old. If anything fails, the checkpoints
     /// that were there still are.
     ///
@@ -78,10 +94,7 @@ impl CheckpointStore {
             fs::remove_dir_all(&temporary).ok();
             return Err(error);
         }
-        for step in superseded(&self.steps()?, self.keep) {
-            let path = self.path(step);
-            fs::remove_dir_all(&path).map_err(Error::io(&path, "remove"))?;
-        }
+        superseded(&self.steps()?, self.keep).try_for_each(|step| self.remove(step))?;
         Ok(target)
     }
 
@@ -94,7 +107,7 @@ impl CheckpointStore {
         let checksums: Checksums = self.read_json(&folder.join(CHECKSUMS), step)?;
         for name in tensor_names().chain([STATE]) {
             let path = folder.join(name);
-            let actual = checksum(&path)?;
+            let actual = checksum(&path).map_err(|error| self.unreadable(error, &path, step))?;
             if checksums.get(name) != Some(&actual) {
                 return Err(self.damaged(&path, "is not what was written: its checksum differs", step));
             }
@@ -150,9 +163,21 @@ impl CheckpointStore {
     }
 
     fn read_json<T: DeserializeOwned>(&self, path: &Path, step: u64) -> Result<T> {
-        let text = fs::read(path).map_err(Error::io(path, "read"))?;
+        let text = fs::read(path)
+            .map_err(Error::io(path, "read"))
+            .map_err(|error| self.unreadable(error, path, step))?;
         serde_json::from_slice(&text)
             .map_err(|error| self.damaged(path, &format!("cannot be understood: {error}"), step))
+    }
+
+    /// A file that is not there is damage; other errors stay what they are.
+    fn unreadable(&self, error: Error, path: &Path, step: u64) -> Error {
+        match error {
+            Error::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+                self.damaged(path, "is missing", step)
+            }
+            other => other,
+        }
     }
 
     fn damaged(&self, path: &Path, what: &str, step: u64) -> Error {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Run;
 use crate::train::checkpoint::{Checkpoint, RunState, Tensors};
-use crate::train::guard::GuardState;
+use crate::train::guard::{Guard, GuardState};
 use crate::train::report::Event;
 use crate::{Error, Result};
 
@@ -68,15 +68,18 @@ impl Run<'_> {
         Ok(notes)
     }
 
-    /// Goes back to the newest checkpoint because of `reason`.
+    /// Goes back because of `reason` to the newest checkpoint from before the divergence, or else to the oldest.
     ///
     /// # Errors
     /// There is none, or it is damaged.
     pub(super) fn roll_back(&mut self, reason: &str) -> Result<()> {
-        let Some(step) = self.store.latest()? else {
+        let steps = self.store.steps()?;
+        let sound = |step: &&u64| **step + Guard::SUSPECT <= self.state.step;
+        let Some(&step) = steps.iter().rfind(sound).or(steps.first()) else {
             return Err(self.diverged(reason, super::LOWER_LR));
         };
         let found = self.store.load(step, self.engine.layout())?;
+        self.store.forget_after(step)?;
         let guard = self.restore(found)?;
         self.guard.rolled_back(guard);
         self.listeners.emit(&Event::RolledBack { to: step, reason })
@@ -102,7 +105,9 @@ impl Run<'_> {
 
     /// The error that ends a run which diverged: `what` happened, what there is to go back to, and what to do.
     pub(super) fn diverged(&self, what: &str, remedy: &str) -> Error {
-        let kept = match self.store.latest() {
+        // One after this very step would hold the weights that failed.
+        let before = |steps: Vec<u64>| steps.into_iter().rfind(|step| *step < self.state.step);
+        let kept = match self.store.steps().map(before) {
             Ok(Some(step)) => format!("Checkpoint {} is whole.", self.store.path(step).display()),
             _ => "There is no checkpoint yet.".to_owned(),
         };

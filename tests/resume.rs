@@ -263,7 +263,7 @@ fn after_ctrl_c() {
     assert_eq!(json(&parts.join(&interrupted).join("state.json"))["step"], step);
     assert!(!parts.join("summary.json").exists());
     workspace.resumed("parts", &COSINE);
-    if step % 20 != 0 {
+    if !step.is_multiple_of(20) {
         fs::remove_dir_all(parts.join(interrupted)).unwrap();
     }
     assert_same(&left(&straight), &left(&parts));

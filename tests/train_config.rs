@@ -64,7 +64,7 @@ fn bad_configurations_end_with_code_2_and_one_line() {
         (
             "",
             &["--set", "reference.anchor={kind: kl}"],
-            "error: command line: reference.anchor: is kl while",
+            "error: command line: reference.anchor: is set while",
         ),
         (
             "",

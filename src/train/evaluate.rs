@@ -52,31 +52,23 @@ pub struct HeldOut<'a> {
     source: &'a dyn Source,
     schedule: &'a NoiseSchedule,
     streams: Streams,
-    pairs: usize,
     draws: usize,
 }
 
 impl<'a> HeldOut<'a> {
-    /// The first `pairs` pairs of `source`, `draws` draws each.
-    pub fn new(
-        source: &'a dyn Source,
-        schedule: &'a NoiseSchedule,
-        streams: Streams,
-        pairs: usize,
-        draws: usize,
-    ) -> Self {
+    /// The pairs of `source`, `draws` draws each.
+    pub fn new(source: &'a dyn Source, schedule: &'a NoiseSchedule, streams: Streams, draws: usize) -> Self {
         Self {
             source,
             schedule,
             streams,
-            pairs: pairs.min(source.len()),
             draws,
         }
     }
 
     /// Number of pairs.
     pub fn pairs(&self) -> usize {
-        self.pairs
+        self.source.len()
     }
 
     /// Errors of `weights` on all draws of the first `pairs` pairs.
@@ -91,7 +83,7 @@ impl<'a> HeldOut<'a> {
         let mut batch = Samples::with_geometry(&geometry);
         let mut found = Vec::with_capacity(2 * pairs * self.draws);
         let mut noise = vec![0.0; geometry.latent_len()];
-        for index in 0..pairs.min(self.pairs) {
+        for index in 0..pairs.min(self.pairs()) {
             let pair = self.source.pair(index, &self.streams)?;
             for draw in evaluation_draws(
                 &self.streams,

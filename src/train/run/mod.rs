@@ -27,7 +27,7 @@ use super::probe::Probe;
 use super::report::{Event, Listeners, Measured, MetricsFile, ProgressLine, StepReport, TensorBoard};
 use super::state::State;
 use super::step::{StepStats, Stepper};
-use super::summary::{HeldOutScores, Summary, Versions};
+use super::summary::{HeldOutScores, Manifest, Summary, Versions};
 use super::{memory, results};
 use crate::config::TrainPlan;
 use crate::config::guard::GuardAction;
@@ -81,6 +81,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     );
     let manifest = manifest::of(plan, &identity, &engine, &data, objective);
     let heldout = data.heldout.as_ref().map(Measurable);
+    let (pairs, reference) = (objective.needs_pairs(), objective.needs_reference());
     let mut run = Run {
         plan,
         options,
@@ -90,23 +91,14 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         guard: Guard::new(&plan.guard),
         loader: Loader::new(&data.train, streams, plan.data.ties, plan.data.prompt_dropout),
         identity,
-        stepper: Stepper::new(
-            plan,
-            &model.schedule,
-            &engine,
-            objective.needs_pairs(),
-            objective.needs_reference(),
-        ),
+        stepper: Stepper::new(plan, &model.schedule, &engine, pairs, reference),
         engine,
         state: State::new(plan, &model, initial)?,
         probe: None,
         held: heldout
             .as_ref()
-            .filter(|_| objective.needs_pairs())
-            .map(|source| {
-                let all = source.0.pairs().len();
-                HeldOut::new(source, &model.schedule, streams, all, plan.train.eval_draws)
-            }),
+            .filter(|_| pairs)
+            .map(|source| HeldOut::new(source, &model.schedule, streams, plan.train.eval_draws)),
         held_initial: None,
         held_means: None,
         initial_scores: None,
@@ -126,15 +118,8 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     run.listen(&folder, &notes)?;
     let last = run.train()?;
     results::write(&folder, plan, &model, &run.engine, &run.state.policy)?;
-    let summary = Summary {
-        initial: run.initial_scores,
-        last,
-        ceiling_acc: data.heldout.as_ref().and_then(results::ceiling),
-        steps: run.state.step,
-        seconds: run.seconds(),
-        peak_rss_mb: memory::peak_rss_mb(),
-        manifest,
-    };
+    let ceiling = data.heldout.as_ref().and_then(results::ceiling);
+    let summary = run.summary(last, ceiling, manifest);
     summary.write(&folder.summary())?;
     run.listeners.emit(&Event::Finished)?;
     Ok(summary)
@@ -169,6 +154,19 @@ struct Run<'a> {
 impl Run<'_> {
     fn seconds(&self) -> f64 {
         self.seconds_before + self.started.elapsed().as_secs_f64()
+    }
+
+    /// What came of the run.
+    fn summary(&self, last: Option<HeldOutScores>, ceiling_acc: Option<f64>, manifest: Manifest) -> Summary {
+        Summary {
+            initial: self.initial_scores,
+            last,
+            ceiling_acc,
+            steps: self.state.step,
+            seconds: self.seconds(),
+            peak_rss_mb: memory::peak_rss_mb(),
+            manifest,
+        }
     }
 
     /// Sets up the drift probe where the reference moves, or did until a gate froze it.

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use common::fixtures;
 use common::recorded::Recorded;
+use ortdpo::config::reference::UpdateConfig;
 use ortdpo::config::{Sources, TrainPlan};
 use ortdpo::diffusion::Timestep;
 use ortdpo::objective::Dpo;
@@ -177,9 +178,9 @@ fn check(name: &str) {
         error
     };
     let policy = end(&state.policy, "policy.");
-    let reference = match state.reference_rule.moves() {
-        true => end(&state.reference, "reference."),
-        false => 0.0,
+    let reference = match plan.reference.update {
+        UpdateConfig::Frozen => 0.0,
+        UpdateConfig::Ema | UpdateConfig::Copy => end(&state.reference, "reference."),
     };
     let gate = &state.reference_rule.state().gate;
     if recorded.0.contains_key("gate.step") {

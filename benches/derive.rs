@@ -22,7 +22,10 @@ fn derivation(criterion: &mut Criterion) {
         let read = || structure.specialize().expect("the export becomes static");
         let derive = |denoiser: &_| {
             let lora = Trainables::lora(denoiser, &targets, 8, 8.0).expect("the targets match layers");
-            let shape = StepShape { pairs: 1 };
+            let shape = StepShape {
+                pairs: 1,
+                derive: Default::default(),
+            };
             StepGraph::build(denoiser, &lora, &dpo, shape, Reference::Branch)
                 .expect("every operator has a rule")
         };

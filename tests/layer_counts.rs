@@ -180,7 +180,10 @@ fn the_step_derives_without_a_weight_being_read() {
             beta: 2000.0,
             label_smoothing: 0.0,
         };
-        let shape = StepShape { pairs: 1 };
+        let shape = StepShape {
+            pairs: 1,
+            derive: Default::default(),
+        };
         let step = StepGraph::build(&denoiser, &lora, &dpo, shape, Reference::Branch)
             .unwrap()
             .graph;

@@ -85,6 +85,7 @@ impl Case<'_> {
             pairs: PAIRS,
             objective,
             reference: self.reference,
+            copies: Default::default(),
             anchor_samples: self.anchor.then_some(2 * PAIRS),
             session: SessionOptions {
                 threads: 1,

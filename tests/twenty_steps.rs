@@ -101,6 +101,7 @@ impl Bench {
             pairs,
             objective: &objective,
             reference: Reference::Input,
+            copies: Default::default(),
             anchor_samples: kl.map(|kl| 2 * kl.pairs(pairs)),
             session: SessionOptions::default(),
         };

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use ortdpo::config::runtime::WeightCopies;
 use ortdpo::model_folder::{Component, ModelFolder};
 use ortdpo::onnx::Model;
 use ortdpo::runtime::{self, Arena, ExecutionProvider, RuntimeOptions, SessionOptions};
@@ -52,6 +53,12 @@ pub struct Bench {
     /// Whether policy and reference are one graph, or a session each
     #[arg(long, value_enum, default_value = "two")]
     sessions: Sessions,
+    /// Whether sessions keep second copies of the weights in their kernels' own layouts
+    #[arg(long, value_enum, default_value = "auto")]
+    weight_copies: Copies,
+    /// Write ONNX Runtime's own profile of every session below this path; steps are slower then
+    #[arg(long, value_name = "PREFIX")]
+    profile: Option<PathBuf>,
     /// How to print the result
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
@@ -63,6 +70,16 @@ enum Sessions {
     One,
     /// The reference runs in the forward session that evaluation uses; what `train` does.
     Two,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Copies {
+    /// Of weights up to 512 MB.
+    Auto,
+    /// Fastest, several times the weights' memory.
+    All,
+    /// The model file's pages are the weights.
+    None,
 }
 
 impl Bench {
@@ -80,10 +97,16 @@ impl Bench {
                 Sessions::One => Reference::Branch,
                 Sessions::Two => Reference::Input,
             },
+            copies: match self.weight_copies {
+                Copies::Auto => WeightCopies::Auto,
+                Copies::All => WeightCopies::All,
+                Copies::None => WeightCopies::None,
+            },
             session: SessionOptions {
                 ep: self.ep,
                 threads: self.threads.unwrap_or(0),
                 arena: Arena::Shared,
+                profile: self.profile.clone(),
                 ..SessionOptions::default()
             },
         };

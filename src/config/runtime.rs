@@ -15,6 +15,21 @@ pub struct RuntimeConfig {
     pub ep: ExecutionProvider,
     /// CPU threads; `null` for one per core.
     pub threads: Option<usize>,
+    /// Whether training sessions keep second copies of the weights in the layouts that their kernels like best.
+    pub weight_copies: WeightCopies,
+}
+
+/// Second copies of the weights: time against memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightCopies {
+    /// Copies of small weights (up to 512 MB), none of large ones, where they would hardly save time.
+    #[default]
+    Auto,
+    /// Copies whatever their size: fastest, several times the weights' memory.
+    All,
+    /// No copies: the model file's pages are the weights.
+    None,
 }
 
 impl Default for RuntimeConfig {
@@ -22,6 +37,7 @@ impl Default for RuntimeConfig {
         Self {
             ep: ExecutionProvider::Cpu,
             threads: None,
+            weight_copies: WeightCopies::Auto,
         }
     }
 }

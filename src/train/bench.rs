@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::engine::{Engine, EngineOptions, PairInputs, Samples, StepValues};
 use super::memory;
 use crate::config::optimizer::OptimizerConfig;
+use crate::config::runtime::WeightCopies;
 use crate::diffusion::Timestep;
 use crate::objective::Dpo;
 use crate::onnx::Model;
@@ -35,6 +36,8 @@ pub struct BenchOptions {
     pub steps: usize,
     /// Where the reference's errors come from.
     pub reference: Reference,
+    /// Whether sessions keep second copies of the weights.
+    pub copies: WeightCopies,
     /// How sessions are built.
     pub session: SessionOptions,
 }
@@ -72,6 +75,7 @@ pub fn run(model: &Model, options: &BenchOptions) -> Result<BenchReport> {
         objective: &objective,
         reference: options.reference,
         anchor_samples: None,
+        copies: options.copies,
         session: options.session.clone(),
     };
     let rank = options.rank;

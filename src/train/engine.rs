@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use ndarray::{ArrayViewD, IxDyn};
 
+use super::copies;
 use super::denoiser::{self, Geometry};
 use super::weights::weights_of;
 use crate::Result;
+use crate::config::runtime::WeightCopies;
 use crate::diffusion::Timestep;
 use crate::objective::Objective;
 use crate::onnx::{Graph, Model};
@@ -72,6 +74,8 @@ pub struct EngineOptions<'a> {
     pub reference: Reference,
     /// Samples of the anchor, if it is on.
     pub anchor_samples: Option<usize>,
+    /// Whether sessions keep second copies of the weights.
+    pub copies: WeightCopies,
     /// How sessions are built.
     pub session: SessionOptions,
 }
@@ -202,9 +206,13 @@ impl Engine {
         )?;
         let model_weights = weights_of(&graph, &trainables, &layout)?;
         let weights = denoiser::map_weights(&graph)?;
-        let shape = StepShape { pairs: options.pairs };
+        let (derive, session) = copies::apply(options.copies, &graph, options.session.clone());
+        let shape = StepShape {
+            pairs: options.pairs,
+            derive,
+        };
         let step = StepGraph::build(&graph, &trainables, options.objective, shape, options.reference)?;
-        let runner = |g: &Graph, geometry| Runner::new(g, geometry, folder, &weights, &options.session);
+        let runner = |g: &Graph, geometry| Runner::new(g, geometry, folder, &weights, &session);
         let step = runner(&step.graph, options.geometry)?;
         let errors = runner(&ErrorGraph::build(&graph, &trainables)?.graph, options.geometry)?;
         let anchor = match options.anchor_samples {
@@ -214,7 +222,10 @@ impl Engine {
                 let graph = denoiser::load(options.model, &geometry, split_shared)?;
                 // Node positions are the same for every batch size, but values are numbered per graph.
                 let trainables = choose(&graph)?;
-                Some(runner(&AnchorGraph::build(&graph, &trainables)?.graph, geometry)?)
+                Some(runner(
+                    &AnchorGraph::build(&graph, &trainables, derive)?.graph,
+                    geometry,
+                )?)
             }
         };
         let has_reference = options.objective.needs_reference();

@@ -3,6 +3,7 @@
 mod batch;
 pub mod bench;
 pub mod checkpoint;
+mod copies;
 pub mod denoiser;
 pub mod draw;
 pub mod engine;

@@ -143,6 +143,7 @@ pub fn engine(
         objective,
         reference: Reference::Input,
         anchor_samples: anchor.map(|kl| 2 * kl.pairs(pairs)),
+        copies: plan.runtime.weight_copies,
         session: session_options(plan),
     };
     let full = matches!(plan.adapter, AdapterConfig::Full(_));

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use super::branch::{SharedConstants, Weights, inline};
 use super::likelihood::errors;
 use super::trainable::Trainables;
-use crate::autodiff::gradients;
+use crate::autodiff::{DeriveOptions, gradients_with};
 use crate::objective::{Likelihoods, Objective};
 use crate::onnx::{Graph, TensorType, ValueId};
 use crate::tensor::DType;
@@ -34,11 +34,13 @@ pub enum Reference {
     Input,
 }
 
-/// Sizes of a step.
+/// Size and form of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepShape {
     /// Pairs (or, without pairs, samples) per run.
     pub pairs: usize,
+    /// Forms of the gradients.
+    pub derive: DeriveOptions,
 }
 
 /// The graph of one training step; see the module's text for the order of samples.
@@ -138,9 +140,9 @@ impl<'a> Assembly<'a> {
     }
 
     /// Gradient outputs for `weights` of the scalar `loss`.
-    fn differentiate(&mut self, loss: ValueId, weights: &Weights) -> Result<()> {
+    fn differentiate(&mut self, loss: ValueId, weights: &Weights, options: DeriveOptions) -> Result<()> {
         let one = self.graph.scalar_like(loss, 1.0);
-        let found = gradients(&mut self.graph, &[(loss, one)], &weights.values)?;
+        let found = gradients_with(&mut self.graph, &[(loss, one)], &weights.values, options)?;
         for (t, gradient) in weights.trainables.tensors.iter().zip(found) {
             let gradient = gradient.ok_or_else(|| {
                 Error::bad(
@@ -232,7 +234,7 @@ impl StepGraph {
         if let Some(signal) = losses.reward_signal {
             a.output(signal, "logit")?;
         }
-        a.differentiate(loss, &policy)?;
+        a.differentiate(loss, &policy, shape.derive)?;
         Ok(Self { graph: a.finish() })
     }
 }
@@ -253,7 +255,7 @@ impl ErrorGraph {
 
 impl AnchorGraph {
     /// Builds the two branches and their distance.
-    pub fn build(denoiser: &Graph, trainables: &Trainables) -> Result<Self> {
+    pub fn build(denoiser: &Graph, trainables: &Trainables, derive: DeriveOptions) -> Result<Self> {
         let mut a = Assembly::new("ortdpo_anchor", denoiser)?;
         let moving = Weights::as_inputs(&mut a.graph, trainables, POLICY);
         let initial = Weights::as_inputs(&mut a.graph, trainables, REFERENCE);
@@ -262,7 +264,7 @@ impl AnchorGraph {
         let distance = errors(&mut a.graph, prediction, fixed)?;
         let loss = a.graph.reduce("ReduceMean", distance, &[0], false)?;
         a.output(loss, "loss")?;
-        a.differentiate(loss, &moving)?;
+        a.differentiate(loss, &moving, derive)?;
         Ok(Self { graph: a.finish() })
     }
 }

@@ -147,7 +147,6 @@ fn loading_only(ep: ExecutionProvider) -> SessionOptions {
         threads: 1,
         optimization: OptLevel::None,
         prepack: false,
-        memory_pattern: false,
         ..Default::default()
     }
 }

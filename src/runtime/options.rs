@@ -47,7 +47,8 @@ pub struct SessionOptions {
     pub prepack: bool,
     /// Share those second copies with other sessions over the same weights.
     pub packed: Option<PackedWeights>,
-    /// Plan the memory of a run as one block, from the second run of equal shapes on.
+    /// Plan the memory of a run as one block, from the second run of equal shapes on. The block stays with the session: a
+    /// training step of SD1.5 took 3.5 GB beside its weights with it and 1.8 GB without, in the same time.
     pub memory_pattern: bool,
     /// Where intermediate results live.
     pub arena: Arena,
@@ -73,7 +74,7 @@ impl Default for SessionOptions {
             disabled_optimizers: Vec::new(),
             prepack: true,
             packed: None,
-            memory_pattern: true,
+            memory_pattern: false,
             arena: Arena::PerSession,
             deterministic: true,
             dims: Vec::new(),

@@ -6,10 +6,10 @@
 //!
 //! | model | copies | step | load | peak memory |
 //! |---|---|---|---|---|
-//! | SD1.5's UNet (3.4 GB), one pair of 32×32 latents | all | 5.8 s | 37 s | 15.1 GB |
-//! | | none | 6.6 s | 1.4 s | 7.0 GB, 3.4 GB of it pages of the model's file |
-//! | tiny-sd's UNet (27 MB), 16 pairs of 16×16 latents | all | 0.40 s | 0.7 s | 0.85 GB |
-//! | | none | 0.9 s | 0.7 s | 0.82 GB |
+//! | SD1.5's UNet (3.4 GB), one pair of 32×32 latents | all | 5.8 s | 42 s | 13.3 GB |
+//! | | none | 6.8 s | 2.0 s | 5.3 GB, 3.4 GB of it pages of the model's file |
+//! | tiny-sd's UNet (27 MB), 16 pairs of 16×16 latents | all | 0.48 s | 0.7 s | 0.54 GB |
+//! | | none | 0.92 s | 0.7 s | 0.48 GB |
 //!
 //! Narrow convolutions are what the blocked layout speeds up; wide ones, as in large models, hardly gain.
 

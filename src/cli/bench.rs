@@ -156,12 +156,13 @@ fn text(report: &BenchReport, pairs: usize) -> String {
     let rows = [
         row("trainable values", report.trainable.to_string()),
         row("load", format!("{:.2} s", report.load_seconds)),
-        row("step", format!("{step:.3} s (median)")),
+        row("time", format!("{step:.3} s (median)")),
         row("pairs a second", format!("{:.2}", pairs as f64 / step)),
         row("peak memory", mb(report.peak_rss_mb)),
         row("of it not backed by a file", mb(report.anonymous_mb)),
     ];
-    output::table(["", ""], rows)
+    let head = format!("step of {pairs} pairs");
+    output::table([head.as_str(), ""], rows)
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -13,10 +13,7 @@ use structures::Structure;
 
 fn derivation(criterion: &mut Criterion) {
     let targets = ["to_q", "to_k", "to_v", "to_out.0"].map(str::to_owned);
-    let dpo = Dpo {
-        beta: 2000.0,
-        label_smoothing: 0.0,
-    };
+    let dpo = Dpo::default();
     for export in ["sd15-legacy17", "sd15-dynamo20", "sdxl-legacy17", "sdxl-dynamo20"] {
         let structure = Structure::unpack(export);
         let read = || structure.specialize().expect("the export becomes static");
@@ -24,6 +21,7 @@ fn derivation(criterion: &mut Criterion) {
             let lora = Trainables::lora(denoiser, &targets, 8, 8.0).expect("the targets match layers");
             let shape = StepShape {
                 pairs: 1,
+                whole_batch: true,
                 derive: Default::default(),
             };
             StepGraph::build(denoiser, &lora, &dpo, shape, Reference::Branch)

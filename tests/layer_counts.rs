@@ -176,12 +176,10 @@ fn the_step_derives_without_a_weight_being_read() {
         structure.remove_weights();
 
         let lora = Trainables::lora(&denoiser, &targets, 8, 8.0).unwrap();
-        let dpo = Dpo {
-            beta: 2000.0,
-            label_smoothing: 0.0,
-        };
+        let dpo = Dpo::default();
         let shape = StepShape {
             pairs: 1,
+            whole_batch: true,
             derive: Default::default(),
         };
         let step = StepGraph::build(&denoiser, &lora, &dpo, shape, Reference::Branch)

@@ -59,6 +59,7 @@ fn pair_inputs(recorded: &Recorded) -> PairInputs {
         weight: recorded.f32("weight"),
         reward_scale: recorded.f32("scale"),
         label: vec![1.0; PAIRS],
+        ..PairInputs::default()
     }
 }
 
@@ -73,7 +74,7 @@ struct Case<'a> {
 impl Case<'_> {
     fn engine(&self, objective: &dyn Objective, full: bool) -> Engine {
         let model = Model::read(fixtures().join("exports").join(self.model)).unwrap();
-        let samples = if objective.needs_pairs() { 2 * PAIRS } else { PAIRS };
+        let samples = if objective.needs().pairs { 2 * PAIRS } else { PAIRS };
         let geometry = Geometry {
             samples,
             latent: [4, 8, 8],
@@ -83,6 +84,7 @@ impl Case<'_> {
             model: &model,
             geometry,
             pairs: PAIRS,
+            whole_batch: true,
             objective,
             reference: self.reference,
             copies: Default::default(),
@@ -165,7 +167,7 @@ fn check_step(case: &Case, objective: &dyn Objective, kind: &str, full: bool, to
         false => case.set(&engine, "policy."),
     };
     let reference = case.set(&engine, "reference.");
-    let samples = samples(case.recorded, case.prediction, objective.needs_pairs());
+    let samples = samples(case.recorded, case.prediction, objective.needs().pairs);
     let values = engine
         .step(&policy, &reference, &samples, &pair_inputs(case.recorded))
         .unwrap();
@@ -179,7 +181,7 @@ fn check_step(case: &Case, objective: &dyn Objective, kind: &str, full: bool, to
     );
     let e_w = case.recorded.values(&format!("{}.e_w", case.prediction));
     assert!(relative_error(&values.errors[..PAIRS], e_w) < 1e-5);
-    if objective.needs_reference() {
+    if objective.needs().reference {
         let ref_l = case.recorded.values(&format!("{}.ref_e_l", case.prediction));
         assert!(relative_error(&values.reference_errors[PAIRS..], ref_l) < 1e-5);
     }
@@ -202,7 +204,7 @@ const EXPORTS: [&str; 3] = [
 fn dpo() -> Dpo {
     Dpo {
         beta: BETA,
-        label_smoothing: 0.0,
+        ..Dpo::default()
     }
 }
 
@@ -220,7 +222,7 @@ fn lora_on_attention_equals_pytorch() {
                     anchor: false,
                 };
                 check_step(&case, &dpo(), "dpo", false, 4e-4);
-                check_step(&case, &Sft, "sft", false, 1e-4);
+                check_step(&case, &Sft {}, "sft", false, 1e-4);
             }
         }
     }
@@ -282,6 +284,6 @@ fn full_fine_tuning_equals_pytorch() {
             anchor: false,
         };
         check_step(&case, &dpo(), "dpo", true, 1e-4);
-        check_step(&case, &Sft, "sft", true, 1e-4);
+        check_step(&case, &Sft {}, "sft", true, 1e-4);
     }
 }

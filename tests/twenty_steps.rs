@@ -63,6 +63,13 @@ fn share_of_path(found: &ParamSet, recorded: &ParamSet, initial: &ParamSet) -> f
     }
 }
 
+fn objective() -> Dpo {
+    Dpo {
+        beta: BETA,
+        ..Dpo::default()
+    }
+}
+
 /// The recorded inputs, and a model to feed with them.
 struct Bench {
     inputs: Recorded,
@@ -90,15 +97,13 @@ impl Bench {
 
     fn engine(&self, plan: &TrainPlan) -> Engine {
         let pairs = plan.train.pairs_per_step;
-        let objective = Dpo {
-            beta: BETA,
-            label_smoothing: 0.0,
-        };
+        let objective = objective();
         let kl = ReferenceRule::new(&plan.reference).unwrap().kl();
         let options = EngineOptions {
             model: &self.model.denoiser,
             geometry: self.geometry(2 * pairs),
             pairs,
+            whole_batch: true,
             objective: &objective,
             reference: Reference::Input,
             copies: Default::default(),
@@ -121,6 +126,7 @@ impl Bench {
                 timestep: Timestep(*timestep as u32),
                 weight: 1.0,
                 label: 1.0,
+                score_gap: None,
                 latents: ["latents_w", "latents_l"].map(|name| row(&self.inputs, name, index)),
                 noise: noise.to_vec(),
                 text: row(&self.inputs, "embeddings", index),
@@ -164,7 +170,7 @@ fn check(name: &str) {
     let initial = adapter(&engine, &bench.inputs, "initial.");
     let mut state = State::new(&plan, &bench.model, initial.clone()).unwrap();
     let probe = bench.probe(&mut engine, &initial);
-    let mut stepper = Stepper::new(&plan, &bench.model.schedule, &engine, true, true);
+    let mut stepper = Stepper::new(&plan, &bench.model.schedule, &engine, &objective());
     let mut worst = 0.0f64;
     for step in 0..plan.train.steps as usize {
         let pairs = bench.pairs(step, plan.train.pairs_per_step);

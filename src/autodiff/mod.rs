@@ -182,7 +182,7 @@ pub fn reached_from(graph: &Graph, from: &[ValueId]) -> Vec<bool> {
         let feeds = |k: &usize| node.input(*k).is_some_and(|v| reached[graph.index(v)]);
         if differentiable_operands(graph, node).iter().any(feeds) {
             for v in node.outputs.iter().flatten() {
-                reached[graph.index(*v)] = graph.dtype(*v).is_float();
+                reached[graph.index(*v)] = graph.dtype(*v).is_float() && !graph.stopped.contains(v);
             }
         }
     }

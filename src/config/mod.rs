@@ -171,20 +171,32 @@ impl Config {
         self.data.check()?;
         self.train.check()?;
         self.adapter.check()?;
-        self.objective.check()?;
+        self.objective.objective().check()?;
         self.reference.check()?;
         self.timestep.check()?;
         self.optimizer.check()?;
         self.guard.check()?;
         self.runtime.check()?;
+        self.check_ties()?;
         self.check_reference_is_used()
+    }
+
+    /// Refuses ties as half preferred under losses that have no such form.
+    fn check_ties(&self) -> Result<()> {
+        let (kind, needs) = (self.objective.kind(), self.objective.objective().needs());
+        require(
+            !(needs.winner && self.data.ties == data::Ties::Soft),
+            "data.ties",
+            format!("is soft, but objective {kind} has no form for a pair without a winner"),
+            "Use ties: drop or half.",
+        )
     }
 
     /// Refuses what acts on a reference or its margins where the objective has none.
     fn check_reference_is_used(&self) -> Result<()> {
         use reference::{AnchorConfig, UpdateConfig};
         use timestep::{RewardScaleConfig, WeightingConfig};
-        if self.objective.has_reference() {
+        if self.objective.objective().needs().reference {
             return Ok(());
         }
         let needs_reference = [

@@ -1,27 +1,40 @@
-//! The `objective:` section: what is optimised, with each method's own published defaults.
-//!
-//! A new objective is a struct with its keys, defaults and checks, a variant of [`ObjectiveConfig`], and a line
-//! in each match below it.
+//! The `objective:` section: what is optimised. The keys of each method, with its published defaults, are the fields of its
+//! struct in [`crate::objective`].
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::require;
-use crate::Result;
+use crate::objective::{Dmpo, Dpo, Dspo, Hinge, Ipo, Kto, LinearDpo, Mapo, Objective, Sft, Smpo};
 
 /// What is optimised. Another `kind` starts from that method's own defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ObjectiveConfig {
     /// Diffusion-DPO: prefer the preferred image more than the reference does (Wallace et al. 2024).
-    Dpo(DpoConfig),
+    Dpo(Dpo),
     /// Supervised fine-tuning on the preferred images; no reference takes part.
-    Sft(SftConfig),
+    Sft(Sft),
+    /// IPO: draw the margin to a set size (Azar et al. 2023).
+    Ipo(Ipo),
+    /// Hinge loss: push margins up to a set size (SLiC, Zhao et al. 2023).
+    Hinge(Hinge),
+    /// Diffusion-KTO: desirable and undesirable images, each by itself (Li et al. 2024).
+    Kto(Kto),
+    /// MaPO: denoising error and margin without a reference (Hong et al. 2024).
+    Mapo(Mapo),
+    /// DSPO: match the score of the preferred distribution (Zhu et al. 2025).
+    Dspo(Dspo),
+    /// DMPO: reverse divergence to the labels' distribution.
+    Dmpo(Dmpo),
+    /// Linear-DPO: the sigmoid of DPO's gradient replaced by a clipped line (2026).
+    LinearDpo(LinearDpo),
+    /// SmPO: DPO with the logit scaled by how clear a scorer finds the preference (Lu et al. 2025).
+    Smpo(Smpo),
 }
 
 impl Default for ObjectiveConfig {
     fn default() -> Self {
-        Self::Dpo(DpoConfig::default())
+        Self::Dpo(Dpo::default())
     }
 }
 
@@ -31,72 +44,46 @@ impl ObjectiveConfig {
         match self {
             Self::Dpo(_) => "dpo",
             Self::Sft(_) => "sft",
+            Self::Ipo(_) => "ipo",
+            Self::Hinge(_) => "hinge",
+            Self::Kto(_) => "kto",
+            Self::Mapo(_) => "mapo",
+            Self::Dspo(_) => "dspo",
+            Self::Dmpo(_) => "dmpo",
+            Self::LinearDpo(_) => "linear_dpo",
+            Self::Smpo(_) => "smpo",
         }
     }
 
-    /// The method's β in its own convention, where it has one.
-    pub fn beta(&self) -> Option<f64> {
+    /// The method itself, on its own.
+    pub fn into_objective(self) -> Box<dyn Objective> {
         match self {
-            Self::Dpo(dpo) => Some(dpo.beta),
-            Self::Sft(_) => None,
+            Self::Dpo(method) => Box::new(method),
+            Self::Sft(method) => Box::new(method),
+            Self::Ipo(method) => Box::new(method),
+            Self::Hinge(method) => Box::new(method),
+            Self::Kto(method) => Box::new(method),
+            Self::Mapo(method) => Box::new(method),
+            Self::Dspo(method) => Box::new(method),
+            Self::Dmpo(method) => Box::new(method),
+            Self::LinearDpo(method) => Box::new(method),
+            Self::Smpo(method) => Box::new(method),
         }
     }
 
-    /// Whether the loss compares the policy with a reference.
-    pub fn has_reference(&self) -> bool {
+    /// The method itself.
+    pub fn objective(&self) -> &dyn Objective {
         match self {
-            Self::Dpo(_) => true,
-            Self::Sft(_) => false,
-        }
-    }
-
-    /// Checks every value; errors name the key.
-    pub fn check(&self) -> Result<()> {
-        match self {
-            Self::Dpo(dpo) => dpo.check(),
-            Self::Sft(SftConfig {}) => Ok(()),
-        }
-    }
-}
-
-/// Keys of the `dpo` objective: `loss = −log σ(½·beta·λ(t)·m)`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct DpoConfig {
-    /// Strength of the margin, in the original code's convention (2000 to 5000, errors averaged over pixels
-    /// and channels); the logit's coefficient is half of it. Positive.
-    pub beta: f64,
-    /// Assumed share of wrong labels, from 0 to below 0.5.
-    pub label_smoothing: f64,
-}
-
-impl Default for DpoConfig {
-    fn default() -> Self {
-        Self {
-            beta: 2000.0,
-            label_smoothing: 0.0,
+            Self::Dpo(method) => method,
+            Self::Sft(method) => method,
+            Self::Ipo(method) => method,
+            Self::Hinge(method) => method,
+            Self::Kto(method) => method,
+            Self::Mapo(method) => method,
+            Self::Dspo(method) => method,
+            Self::Dmpo(method) => method,
+            Self::LinearDpo(method) => method,
+            Self::Smpo(method) => method,
         }
     }
 }
-
-impl DpoConfig {
-    fn check(&self) -> Result<()> {
-        require(
-            self.beta > 0.0 && self.beta.is_finite(),
-            "objective.beta",
-            format!("is {}", self.beta),
-            "Give a positive number; 2000 to 5000 is usual for diffusion models.",
-        )?;
-        require(
-            (0.0..0.5).contains(&self.label_smoothing),
-            "objective.label_smoothing",
-            format!("is {}", self.label_smoothing),
-            "Give a number from 0 to below 0.5: at 0.5 the labels would say nothing.",
-        )
-    }
-}
-
-/// The `sft` objective has no keys.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct SftConfig {}

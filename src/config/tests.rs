@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::adapter::AdapterConfig;
-use super::objective::{DpoConfig, ObjectiveConfig};
+use super::objective::ObjectiveConfig;
 use super::reference::{AnchorConfig, UpdateConfig};
 use super::timestep::{RewardScaleConfig, SamplingConfig, VarianceConfig, WeightingConfig};
 use super::*;
+use crate::objective::Dpo;
 
 /// Every key that has no default.
 const NEEDED: &str = "\
@@ -143,9 +144,10 @@ fn the_command_line_wins_over_the_file_and_the_file_over_the_preset() {
 
 #[test]
 fn another_kind_starts_from_its_own_defaults() {
-    let ours = DpoConfig {
+    let ours = Dpo {
         beta: 100.0,
         label_smoothing: 0.1,
+        ..Dpo::default()
     };
     let file = "objective: {kind: dpo, beta: 100, label_smoothing: 0.1}\n";
     assert_eq!(
@@ -158,9 +160,9 @@ fn another_kind_starts_from_its_own_defaults() {
     let sft_file = "objective: {kind: sft}\n";
     let set = ["objective.kind=dpo", "objective.label_smoothing=0.2"];
     let both_orders = [set, [set[1], set[0]]].map(|set| plan(sft_file, &set).objective.clone());
-    let expected = ObjectiveConfig::Dpo(DpoConfig {
-        beta: 2000.0,
+    let expected = ObjectiveConfig::Dpo(Dpo {
         label_smoothing: 0.2,
+        ..Dpo::default()
     });
     assert_eq!(both_orders, [expected.clone(), expected]);
 

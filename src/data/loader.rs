@@ -35,6 +35,8 @@ pub struct BatchPair {
     pub visit: Visit,
     /// Probability that the image called preferred is the better one: 1, or 0.5 for a tie under `ties: soft`.
     pub label: f32,
+    /// Score of the image called preferred minus that of the other one, where the data set has scores.
+    pub score_gap: Option<f32>,
     /// Weight of the pair's loss: 1, or 0.5 for a tie under `ties: half`.
     pub weight: f32,
     /// Whether the caption was replaced by the empty one.
@@ -115,6 +117,11 @@ impl<'a> Loader<'a> {
             .shuffle(&mut self.order);
     }
 
+    /// Whether a tie's second image counts as preferred at this visit.
+    fn tie_is_reversed(&self, id: PairId, visit: Visit) -> bool {
+        self.streams.pair(Purpose::Tie, id, visit).chance(0.5)
+    }
+
     fn next_pair(&mut self) -> BatchPair {
         if self.state.cursor >= self.order.len() as u64 {
             self.state = LoaderState {
@@ -132,6 +139,15 @@ impl<'a> Loader<'a> {
             (Preference::Tie, Ties::Half) => (1.0, 0.5),
             _ => (1.0, 1.0),
         };
+        let second_is_preferred = match pair.preference {
+            Preference::First => false,
+            Preference::Second => true,
+            Preference::Tie => self.tie_is_reversed(id, visit),
+        };
+        let score_gap = pair.scores.map(|[first, second]| match second_is_preferred {
+            true => second - first,
+            false => first - second,
+        });
         let prompt_dropped = self
             .streams
             .pair(Purpose::PromptDropout, id, visit)
@@ -141,6 +157,7 @@ impl<'a> Loader<'a> {
             index,
             visit,
             label,
+            score_gap,
             weight,
             prompt_dropped,
         }
@@ -189,7 +206,7 @@ impl<'a> Loader<'a> {
             .draw(&self.streams, pair.id, pair.visit);
         let mut moments = self.dataset.moments(pair.index, view)?;
         let tie = self.dataset.pairs()[pair.index].preference == Preference::Tie;
-        if tie && self.streams.pair(Purpose::Tie, pair.id, pair.visit).chance(0.5) {
+        if tie && self.tie_is_reversed(pair.id, pair.visit) {
             moments.reverse();
         }
         let mut stream = self.streams.pair(Purpose::Latent, pair.id, pair.visit);

@@ -1,27 +1,27 @@
 //! Supervised fine-tuning on the preferred samples: `loss = e_w(θ)`, the denoising error itself.
 
-use super::{Likelihoods, Losses, Objective};
-use crate::Result;
-use crate::onnx::Graph;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-/// See the module's text.
-#[derive(Debug, Clone, Copy)]
-pub struct Sft;
+use super::{Likelihoods, Losses, Needs, Objective};
+use crate::Result;
+use crate::onnx::{Graph, ValueId};
+
+/// The `sft` objective has no keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sft {}
 
 impl Objective for Sft {
-    fn needs_pairs(&self) -> bool {
-        false
+    fn needs(&self) -> Needs {
+        Needs::default()
     }
 
-    fn needs_reference(&self) -> bool {
-        false
+    fn check(&self) -> Result<()> {
+        Ok(())
     }
 
-    fn beta_effective(&self) -> Option<f64> {
-        None
-    }
-
-    fn build(&self, _graph: &mut Graph, l: &Likelihoods) -> Result<Losses> {
+    fn build(&self, _graph: &mut Graph, l: &Likelihoods, _means: &[ValueId]) -> Result<Losses> {
         Ok(Losses {
             loss: l.e_w,
             reward_signal: None,

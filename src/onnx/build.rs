@@ -125,6 +125,18 @@ impl Graph {
             self.set_name(value, name);
             return Ok(value);
         }
+        self.copy(value, name)
+    }
+
+    /// `value` as a constant for differentiation: no gradient flows through the result.
+    pub fn stop_gradient(&mut self, value: ValueId) -> Result<ValueId> {
+        let copy = self.copy(value, "")?;
+        self.stopped.insert(copy);
+        Ok(copy)
+    }
+
+    /// An `Identity` of its own, never shared with another one.
+    fn copy(&mut self, value: ValueId, name: &str) -> Result<ValueId> {
         let node = Node {
             op: "Identity".into(),
             domain: String::new(),

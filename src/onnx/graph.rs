@@ -144,6 +144,8 @@ pub struct Graph {
     /// Constants that carry a parameter: initializers and `Constant` nodes of the model as exported. Numbers that
     /// folding or derivation made are not among them.
     pub parameters: indexmap::IndexSet<ValueId>,
+    /// Values through which no gradient flows; see [`Graph::stop_gradient`].
+    pub stopped: indexmap::IndexSet<ValueId>,
     /// Numbers known while shapes are worked out, of values that still are computed because parameters feed them.
     pub(super) folded: HashMap<ValueId, Constant>,
     pub(super) values: Vec<Value>,
@@ -164,6 +166,7 @@ impl Graph {
             outputs: Vec::new(),
             constants: IndexMap::new(),
             parameters: indexmap::IndexSet::new(),
+            stopped: indexmap::IndexSet::new(),
             folded: HashMap::new(),
             values: Vec::new(),
             known: HashMap::new(),

@@ -64,14 +64,12 @@ pub struct BenchReport {
 /// Runs whole steps: reference, policy, gradients, AdamW with clipping, EMA reference.
 pub fn run(model: &Model, options: &BenchOptions) -> Result<BenchReport> {
     let started = Instant::now();
-    let objective = Dpo {
-        beta: 2000.0,
-        label_smoothing: 0.0,
-    };
+    let objective = Dpo::default();
     let engine_options = EngineOptions {
         model,
         geometry: options.geometry,
         pairs: options.pairs,
+        whole_batch: true,
         objective: &objective,
         reference: options.reference,
         anchor_samples: None,
@@ -160,6 +158,7 @@ fn random_inputs(options: &BenchOptions) -> (Samples, PairInputs) {
             weight: ones.clone(),
             reward_scale: ones.clone(),
             label: ones,
+            ..PairInputs::default()
         },
     )
 }

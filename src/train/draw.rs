@@ -19,6 +19,8 @@ pub struct DrawnPair {
     pub weight: f64,
     /// 1, or 0.5 for a tie that is kept with a soft label.
     pub label: f32,
+    /// Score of the preferred image minus that of the rejected one, where the data set has scores.
+    pub score_gap: Option<f32>,
     /// Scaled latents of the preferred and the rejected image, (C,H,W) flat.
     pub latents: [Vec<f32>; 2],
     /// Noise, shared by both images, (C,H,W) flat.
@@ -45,6 +47,7 @@ impl DrawnPair {
                 timestep,
                 weight: f64::from(pair.weight),
                 label: pair.label,
+                score_gap: pair.score_gap,
                 latents,
                 noise,
                 text: flat(batch.text.index_axis(Axis(0), i).into_dyn()),

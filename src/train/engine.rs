@@ -1,6 +1,7 @@
 //! The sessions of a training run and what they are fed: the only place where the loop meets ONNX Runtime.
 //!
 //! - `step`: loss, errors and gradients of the policy, given the reference's errors or with the reference inside;
+//! - `batch`: means over the optimizer batch that the loss uses, if it uses any and a batch is computed in parts;
 //! - `errors`: forward pass of any weights (reference, held-out evaluation, drift probe);
 //! - `anchor`: the `kl` anchor, if it is on.
 
@@ -15,13 +16,13 @@ use super::weights::weights_of;
 use crate::Result;
 use crate::config::runtime::WeightCopies;
 use crate::diffusion::Timestep;
-use crate::objective::Objective;
+use crate::objective::{Needs, Objective};
 use crate::onnx::{Graph, Model};
 use crate::params::{Layout, ParamSet};
 use crate::runtime::{Binding, Session, SessionOptions, SharedWeights, TensorView};
 use crate::tensor::{DType, Tensor};
 use crate::traingraph::step::{GRADIENT, POLICY, REFERENCE};
-use crate::traingraph::{AnchorGraph, ErrorGraph, Reference, StepGraph, StepShape, Trainables};
+use crate::traingraph::{AnchorGraph, BatchGraph, ErrorGraph, Reference, StepGraph, StepShape, Trainables};
 
 /// Noised samples with their targets, flat and in the order of the batch.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +46,19 @@ pub struct PairInputs {
     pub reward_scale: Vec<f32>,
     /// 1, or 0.5 for a tie.
     pub label: Vec<f32>,
+    /// Score of the preferred sample minus that of the rejected one; empty unless the objective needs it.
+    pub score_gap: Vec<f32>,
+    /// Means of the objective's batch quantities over the whole optimizer batch; empty if a step is all of it.
+    pub batch_means: Vec<f32>,
+}
+
+/// What the reference gave for a batch of samples; empty where the objective does not need it.
+#[derive(Debug, Clone, Default)]
+pub struct ReferenceValues {
+    /// Errors, one per sample.
+    pub errors: Vec<f32>,
+    /// Predictions, `[N,C,H,W]` flat.
+    pub predictions: Vec<f32>,
 }
 
 /// What a step measured, besides the gradients.
@@ -56,7 +70,7 @@ pub struct StepValues {
     pub errors: Vec<f32>,
     /// Errors of the reference, one per sample; empty without a reference.
     pub reference_errors: Vec<f32>,
-    /// Reward signal, one per pair; empty without a reference.
+    /// Reward signal, one per pair, or one per sample in the order of the batch; empty without a reference.
     pub reward_signal: Vec<f32>,
 }
 
@@ -66,8 +80,10 @@ pub struct EngineOptions<'a> {
     pub model: &'a Model,
     /// Sizes; `samples` are those of a step.
     pub geometry: Geometry,
-    /// Pairs of a step.
+    /// Pairs of a run.
     pub pairs: usize,
+    /// Whether a run is a whole optimizer batch.
+    pub whole_batch: bool,
     /// The objective.
     pub objective: &'a dyn Objective,
     /// Where the reference's errors come from.
@@ -91,13 +107,14 @@ struct Runner {
 /// See the module's text.
 pub struct Engine {
     step: Runner,
+    batch: Option<Runner>,
     errors: Runner,
     anchor: Option<Runner>,
     trainables: Trainables,
     layout: Arc<Layout>,
     model_weights: Option<ParamSet>,
     reference: Reference,
-    has_reference: bool,
+    needs: Needs,
 }
 
 impl Runner {
@@ -146,6 +163,39 @@ impl Runner {
             "target",
             TensorView::f32(&[self.geometry.samples, c, h, w], &samples.target),
         ));
+        given
+    }
+
+    /// What a step takes beside the trainable tensors.
+    fn step_inputs<'a>(
+        &self,
+        samples: &'a Samples,
+        timesteps: &'a Tensor,
+        reference: &'a ReferenceValues,
+        pairs: &'a PairInputs,
+    ) -> Vec<(&'a str, TensorView<'a>)> {
+        let mut given = self.inputs_with_target(samples, timesteps);
+        let vectors = [
+            ("weight", &pairs.weight),
+            ("reward_scale", &pairs.reward_scale),
+            ("label", &pairs.label),
+            ("score_gap", &pairs.score_gap),
+            ("batch_means", &pairs.batch_means),
+            ("reference_errors", &reference.errors),
+        ];
+        for (name, values) in vectors {
+            if !values.is_empty() {
+                given.push((name, TensorView::f32(&[values.len()], values)));
+            }
+        }
+        if !reference.predictions.is_empty() {
+            let [c, h, w] = self.geometry.latent;
+            let shape = [self.geometry.samples, c, h, w];
+            given.push((
+                "reference_prediction",
+                TensorView::f32(&shape, &reference.predictions),
+            ));
+        }
         given
     }
 
@@ -209,11 +259,19 @@ impl Engine {
         let (derive, session) = copies::apply(options.copies, &graph, options.session.clone());
         let shape = StepShape {
             pairs: options.pairs,
+            whole_batch: options.whole_batch,
             derive,
         };
         let step = StepGraph::build(&graph, &trainables, options.objective, shape, options.reference)?;
         let runner = |g: &Graph, geometry| Runner::new(g, geometry, folder, &weights, &session);
         let step = runner(&step.graph, options.geometry)?;
+        let batch = match options.whole_batch {
+            true => None,
+            false => BatchGraph::build(&graph, &trainables, options.objective, options.pairs)?,
+        };
+        let batch = batch
+            .map(|batch| runner(&batch.graph, options.geometry))
+            .transpose()?;
         let errors = runner(&ErrorGraph::build(&graph, &trainables)?.graph, options.geometry)?;
         let anchor = match options.anchor_samples {
             None => None,
@@ -228,16 +286,17 @@ impl Engine {
                 )?)
             }
         };
-        let has_reference = options.objective.needs_reference();
+        let needs = options.objective.needs();
         Ok(Self {
             step,
+            batch,
             errors,
             anchor,
             trainables,
             layout,
             model_weights,
             reference: options.reference,
-            has_reference,
+            needs,
         })
     }
 
@@ -281,6 +340,45 @@ impl Engine {
         self.errors.values("prediction")
     }
 
+    /// What the loss needs of the reference; nothing where the reference is a branch of the step.
+    pub fn reference(&mut self, reference: &ParamSet, samples: &Samples) -> Result<ReferenceValues> {
+        if !self.needs.reference || self.reference == Reference::Branch {
+            return Ok(ReferenceValues::default());
+        }
+        Ok(ReferenceValues {
+            errors: self.errors(reference, samples)?,
+            predictions: match self.needs.gap {
+                true => self.predictions()?,
+                false => Vec::new(),
+            },
+        })
+    }
+
+    /// Whether [`PairInputs::batch_means`] have to be averaged over the parts of a batch before its first step.
+    pub fn needs_batch_means(&self) -> bool {
+        self.batch.is_some()
+    }
+
+    /// Means over one part of a batch of what the loss wants averaged over all of it.
+    pub fn batch_means(
+        &mut self,
+        policy: &ParamSet,
+        reference: &ReferenceValues,
+        samples: &Samples,
+        pairs: &PairInputs,
+    ) -> Result<Vec<f32>> {
+        let own = prefixed(&self.layout, POLICY);
+        let batch = self
+            .batch
+            .as_mut()
+            .expect("the loop asks for means only where they are needed");
+        let timesteps = timestep_tensor(&samples.timesteps, batch.timestep_dtype);
+        let mut inputs = batch.step_inputs(samples, &timesteps, reference, pairs);
+        inputs.extend(views(&own, policy));
+        batch.run(&inputs)?;
+        batch.values("batch_means")
+    }
+
     /// Loss and gradients of `policy`; the gradients are read with [`Engine::gradient`].
     pub fn step(
         &mut self,
@@ -289,41 +387,41 @@ impl Engine {
         samples: &Samples,
         pairs: &PairInputs,
     ) -> Result<StepValues> {
-        let separate = self.has_reference && self.reference == Reference::Input;
-        let mut reference_errors = if separate {
-            self.errors(reference, samples)?
-        } else {
-            Vec::new()
-        };
+        let values = self.reference(reference, samples)?;
+        self.step_beside(policy, reference, values, samples, pairs)
+    }
+
+    /// [`Engine::step`] with what [`Engine::reference`] gave before.
+    pub fn step_beside(
+        &mut self,
+        policy: &ParamSet,
+        reference: &ParamSet,
+        reference_values: ReferenceValues,
+        samples: &Samples,
+        pairs: &PairInputs,
+    ) -> Result<StepValues> {
+        let is_branch = self.needs.reference && self.reference == Reference::Branch;
         let (own, other) = (prefixed(&self.layout, POLICY), prefixed(&self.layout, REFERENCE));
         let timesteps = timestep_tensor(&samples.timesteps, self.step.timestep_dtype);
-        let n = [pairs.weight.len()];
-        let mut inputs = self.step.inputs_with_target(samples, &timesteps);
+        let mut inputs = self
+            .step
+            .step_inputs(samples, &timesteps, &reference_values, pairs);
         inputs.extend(views(&own, policy));
-        inputs.push(("weight", TensorView::f32(&n, &pairs.weight)));
-        inputs.push(("reward_scale", TensorView::f32(&n, &pairs.reward_scale)));
-        inputs.push(("label", TensorView::f32(&n, &pairs.label)));
-        if separate {
-            inputs.push((
-                "reference_errors",
-                TensorView::f32(&[reference_errors.len()], &reference_errors),
-            ));
-        } else if self.has_reference {
+        if is_branch {
             inputs.extend(views(&other, reference));
         }
         self.step.run(&inputs)?;
         drop(inputs);
-        if self.has_reference && !separate {
-            reference_errors = self.step.values("reference_errors")?;
-        }
         Ok(StepValues {
             loss: self.step.binding.scalar("loss")?,
             errors: self.step.values("errors")?,
-            reference_errors,
-            reward_signal: if self.has_reference {
-                self.step.values("logit")?
-            } else {
-                Vec::new()
+            reference_errors: match is_branch {
+                true => self.step.values("reference_errors")?,
+                false => reference_values.errors,
+            },
+            reward_signal: match self.needs.reference {
+                true => self.step.values("reward_signal")?,
+                false => Vec::new(),
             },
         })
     }

@@ -13,23 +13,57 @@ use crate::config::objective::ObjectiveConfig;
 use crate::config::{Config, TrainPlan};
 use crate::data::image::View;
 use crate::data::{self, Dataset, EncodeOptions, OnnxEncoders, Part, Stage};
-use crate::objective::{Dpo, Objective, Sft};
+use crate::objective::Objective;
 use crate::params::ParamSet;
 use crate::progress::Console;
 use crate::reference::ReferenceRule;
 use crate::rng::{PairId, Purpose, Streams, Visit};
 use crate::runtime::{Arena, SessionOptions};
 use crate::traingraph::Reference;
-use crate::{Result, adapter};
+use crate::{Error, Result, adapter};
 
-/// The objective that a configuration names.
-pub fn objective(config: &ObjectiveConfig) -> Box<dyn Objective> {
-    match config {
-        ObjectiveConfig::Dpo(c) => Box::new(Dpo {
-            beta: c.beta,
-            label_smoothing: c.label_smoothing,
-        }),
-        ObjectiveConfig::Sft(_) => Box::new(Sft),
+/// The objective that a configuration names, completed by what the training pairs say.
+///
+/// # Errors
+/// The objective needs scores that the data set does not have.
+pub fn objective(config: &ObjectiveConfig, train: &Dataset) -> Result<Box<dyn Objective>> {
+    let needs = config.objective().needs();
+    if needs.scores
+        && let Some(pair) = train.pairs().iter().find(|pair| pair.scores.is_none())
+    {
+        return Err(Error::bad(
+            format!("objective.kind: {}", config.kind()),
+            format!(
+                "needs the scores of both images, and pair {} of the training split has none",
+                pair.id.0
+            ),
+            "Give the data set the columns score_0 and score_1, or choose another objective.",
+        ));
+    }
+    let mut config = config.clone();
+    if let ObjectiveConfig::Smpo(smpo) = &mut config {
+        smpo.score_range = Some(match smpo.score_range {
+            Some(range) => range,
+            None => score_range(train)?,
+        });
+    }
+    Ok(config.into_objective())
+}
+
+/// Largest minus smallest score of the training pairs.
+fn score_range(train: &Dataset) -> Result<f64> {
+    let scores = train.pairs().iter().filter_map(|pair| pair.scores).flatten();
+    let (low, high) = scores.fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), score| {
+        (low.min(score), high.max(score))
+    });
+    let range = f64::from(high) - f64::from(low);
+    match range.is_finite() && range > 0.0 {
+        true => Ok(range),
+        false => Err(Error::bad(
+            "objective.score_range",
+            format!("cannot be measured: the scores of the training pairs reach from {low} to {high}"),
+            "Mend the columns score_0 and score_1, or write down the range.",
+        )),
     }
 }
 
@@ -129,9 +163,9 @@ pub fn engine(
     streams: &Streams,
 ) -> Result<(Engine, ParamSet)> {
     let pairs = plan.train.pairs_per_part();
-    let samples = if objective.needs_pairs() { 2 * pairs } else { pairs };
+    let samples = if objective.needs().pairs { 2 * pairs } else { pairs };
     let rule = ReferenceRule::new(&plan.reference)?;
-    let anchor = rule.kl().filter(|_| objective.needs_reference());
+    let anchor = rule.kl().filter(|_| objective.needs().reference);
     let options = EngineOptions {
         model: &model.denoiser,
         geometry: Geometry {
@@ -140,6 +174,7 @@ pub fn engine(
             text: train.text_shape(),
         },
         pairs,
+        whole_batch: plan.train.accumulate == 1,
         objective,
         reference: Reference::Input,
         anchor_samples: anchor.map(|kl| 2 * kl.pairs(pairs)),

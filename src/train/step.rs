@@ -1,12 +1,13 @@
 //! One optimizer step: draw, forward, backward, clip, AdamW, reference.
 
 use super::draw::DrawnPair;
-use super::engine::{Engine, PairInputs, Samples};
+use super::engine::{Engine, PairInputs, ReferenceValues, Samples, StepValues};
 use super::probe::{Drift, Probe};
 use super::state::State;
 use crate::config::Config;
 use crate::diffusion::NoiseSchedule;
 use crate::margin::MarginMeter;
+use crate::objective::{Needs, Objective};
 use crate::optim::{Follow, Gradient, GradientNorms, GradientSum, Term, clip_factor};
 use crate::params::ParamSet;
 use crate::reference::{Action, Blend, Verdict};
@@ -28,8 +29,8 @@ pub struct StepStats {
     pub ref_e_w: f64,
     /// Mean error of the reference on rejected samples.
     pub ref_e_l: f64,
-    /// Mean of σ(−u): the share of the gradient that is left.
-    pub grad_factor: f64,
+    /// Mean of σ(−u), the share of the gradient that is left; for objectives whose loss is −log σ(u).
+    pub grad_factor: Option<f64>,
     /// Mean loss weight.
     pub weight_mean: f64,
     /// Norm of the gradient before clipping.
@@ -48,8 +49,8 @@ pub struct StepStats {
 pub struct Stepper<'a> {
     config: &'a Config,
     noise_schedule: &'a NoiseSchedule,
-    has_pairs: bool,
-    has_reference: bool,
+    needs: Needs,
+    is_logistic: bool,
     sum: GradientSum,
     anchor_sum: GradientSum,
     candidate: ParamSet,
@@ -67,14 +68,13 @@ impl<'a> Stepper<'a> {
         config: &'a Config,
         noise_schedule: &'a NoiseSchedule,
         engine: &Engine,
-        has_pairs: bool,
-        has_reference: bool,
+        objective: &dyn Objective,
     ) -> Self {
         Self {
             config,
             noise_schedule,
-            has_pairs,
-            has_reference,
+            needs: objective.needs(),
+            is_logistic: objective.is_logistic(),
             sum: GradientSum::new(engine.layout()),
             anchor_sum: GradientSum::new(engine.layout()),
             candidate: ParamSet::zeros(engine.layout()),
@@ -109,7 +109,7 @@ impl<'a> Stepper<'a> {
         let clip = clip_factor(norms.total, self.config.optimizer.clip_norm);
         let step = state.step + 1;
         stats.lr = state.schedule.at(step) * state.lr_factor;
-        let action = if self.has_reference {
+        let action = if self.needs.reference {
             state.reference_rule.action(step)
         } else {
             Action::Keep
@@ -152,48 +152,101 @@ impl<'a> Stepper<'a> {
         let share = 1.0 / self.config.train.accumulate as f32;
         self.sum.clear();
         self.anchor_sum.clear();
-        for part in pairs.chunks_exact(per_part) {
-            let inputs = self.fill(state, part);
-            let values = engine.step(&state.policy, &state.reference, &self.samples, &inputs)?;
+        let (batch_means, kept) = self.batch_means(state, engine, pairs, share)?;
+        for (index, part) in pairs.chunks_exact(per_part).enumerate() {
+            let mut inputs = self.fill(state, part);
+            inputs.batch_means.clone_from(&batch_means);
+            let reference = match kept.get(index) {
+                Some(reference) => reference.clone(),
+                None => engine.reference(&state.reference, &self.samples)?,
+            };
+            let values =
+                engine.step_beside(&state.policy, &state.reference, reference, &self.samples, &inputs)?;
             self.sum.add(&Term::by_name(engine.layout(), share, |name| {
                 engine.gradient(name)
             })?);
-            stats.loss += f64::from(values.loss) * f64::from(share);
-            let weight = f64::from(share) / per_part as f64;
-            for (i, pair) in part.iter().enumerate() {
-                let error = |list: &[f32], k: usize| list.get(k).map_or(0.0, |v| f64::from(*v));
-                let (w, l) = (error(&values.errors, i), error(&values.errors, per_part + i));
-                stats.e_w += weight * w;
-                stats.weight_mean += weight * f64::from(inputs.weight[i]);
-                if self.has_pairs {
-                    stats.e_l += weight * l;
-                }
-                if self.has_reference {
-                    let (rw, rl) = (
-                        error(&values.reference_errors, i),
-                        error(&values.reference_errors, per_part + i),
-                    );
-                    stats.ref_e_w += weight * rw;
-                    stats.ref_e_l += weight * rl;
-                    stats.margins.add((rw - w) - (rl - l));
-                    let reward = f64::from(values.reward_signal[i]);
-                    stats.grad_factor += weight / (1.0 + reward.exp());
-                    observations.push(Observation {
-                        timestep: pair.timestep,
-                        weight: pair.weight,
-                        reward,
-                    });
-                }
-            }
+            self.count(part, &inputs, &values, f64::from(share), stats, observations);
             self.anchor(state, engine, per_part, share, stats)?;
         }
         Ok(())
     }
 
+    /// The means over the whole batch that the loss uses, from a first pass over its parts, with what the reference gave
+    /// for each part. Empty if the loss uses none or the batch is one part.
+    fn batch_means(
+        &mut self,
+        state: &State,
+        engine: &mut Engine,
+        pairs: &[DrawnPair],
+        share: f32,
+    ) -> Result<(Vec<f32>, Vec<ReferenceValues>)> {
+        let (mut means, mut kept) = (Vec::new(), Vec::new());
+        if !engine.needs_batch_means() {
+            return Ok((means, kept));
+        }
+        for part in pairs.chunks_exact(self.config.train.pairs_per_part()) {
+            let inputs = self.fill(state, part);
+            let reference = engine.reference(&state.reference, &self.samples)?;
+            let found = engine.batch_means(&state.policy, &reference, &self.samples, &inputs)?;
+            means.resize(found.len(), 0.0);
+            for (mean, found) in means.iter_mut().zip(found) {
+                *mean += share * found;
+            }
+            kept.push(reference);
+        }
+        Ok((means, kept))
+    }
+
+    /// Adds what one part measured, whose share of the batch is `share`.
+    fn count(
+        &self,
+        part: &[DrawnPair],
+        inputs: &PairInputs,
+        values: &StepValues,
+        share: f64,
+        stats: &mut StepStats,
+        observations: &mut Vec<Observation>,
+    ) {
+        let pairs = part.len();
+        let each = share / pairs as f64;
+        let value = |list: &[f32], k: usize| list.get(k).map_or(0.0, |v| f64::from(*v));
+        stats.loss += f64::from(values.loss) * share;
+        for i in 0..pairs {
+            let (w, l) = (value(&values.errors, i), value(&values.errors, pairs + i));
+            stats.e_w += each * w;
+            stats.weight_mean += each * f64::from(inputs.weight[i]);
+            if self.needs.pairs {
+                stats.e_l += each * l;
+            }
+            if self.needs.reference {
+                let rw = value(&values.reference_errors, i);
+                stats.ref_e_w += each * rw;
+                if self.needs.pairs {
+                    let rl = value(&values.reference_errors, pairs + i);
+                    stats.ref_e_l += each * rl;
+                    stats.margins.add((rw - w) - (rl - l));
+                }
+            }
+        }
+        for (k, reward) in values.reward_signal.iter().enumerate() {
+            let reward = f64::from(*reward);
+            if self.is_logistic {
+                *stats.grad_factor.get_or_insert(0.0) += each / (1.0 + reward.exp());
+            }
+            // One value a pair, or one a sample: preferred ones first.
+            let pair = &part[k % pairs];
+            observations.push(Observation {
+                timestep: pair.timestep,
+                weight: pair.weight,
+                reward,
+            });
+        }
+    }
+
     /// Fills the batch with one part's samples: preferred first.
     fn fill(&mut self, state: &State, part: &[DrawnPair]) -> PairInputs {
         self.samples.clear();
-        for side in 0..if self.has_pairs { 2 } else { 1 } {
+        for side in 0..if self.needs.pairs { 2 } else { 1 } {
             for pair in part {
                 self.samples.push(
                     self.noise_schedule,
@@ -215,6 +268,11 @@ impl<'a> Stepper<'a> {
                 .map(|p| rule.reward_scale(p.timestep) as f32)
                 .collect(),
             label: part.iter().map(|p| p.label).collect(),
+            score_gap: match self.needs.scores {
+                true => part.iter().filter_map(|p| p.score_gap).collect(),
+                false => Vec::new(),
+            },
+            batch_means: Vec::new(),
         }
     }
 
@@ -230,7 +288,7 @@ impl<'a> Stepper<'a> {
         let Some(kl) = state
             .reference_rule
             .kl()
-            .filter(|_| self.has_reference && state.reference_rule.moves())
+            .filter(|_| self.needs.reference && state.reference_rule.moves())
         else {
             return Ok(());
         };

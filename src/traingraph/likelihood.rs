@@ -6,7 +6,12 @@ use crate::onnx::{Graph, ValueId};
 /// `e = mean over C,H,W of (prediction − target)²` per sample: `[B,C,H,W]`, `[B,C,H,W]` → `[B]`.
 pub fn errors(graph: &mut Graph, prediction: ValueId, target: ValueId) -> Result<ValueId> {
     let difference = graph.sub(prediction, target)?;
-    let square = graph.mul(difference, difference)?;
-    let axes: Vec<usize> = (1..graph.rank(square)).collect();
-    graph.reduce("ReduceMean", square, &axes, false)
+    mean_product(graph, difference, difference)
+}
+
+/// `mean over C,H,W of a·b` per sample: `[B,C,H,W]`, `[B,C,H,W]` → `[B]`.
+pub fn mean_product(graph: &mut Graph, a: ValueId, b: ValueId) -> Result<ValueId> {
+    let product = graph.mul(a, b)?;
+    let axes: Vec<usize> = (1..graph.rank(product)).collect();
+    graph.reduce("ReduceMean", product, &axes, false)
 }

@@ -2,6 +2,7 @@
 //!
 //! - [`StepGraph`]: loss, per-sample errors and gradients of the policy. The reference is a second branch of the same
 //!   graph, or its errors are an input that another session computed.
+//! - [`BatchGraph`]: the batch means that some losses use, for steps that are computed in several parts.
 //! - [`ErrorGraph`]: errors of one set of weights, forward only (reference, held-out evaluation, drift probe).
 //! - [`AnchorGraph`]: the `kl` anchor, `mean (prediction_ref′ − prediction_θ0)²`, with gradients for ref′.
 //!
@@ -10,10 +11,11 @@
 use std::collections::HashMap;
 
 use super::branch::{SharedConstants, Weights, inline};
+use super::head::{HeadInputs, head, quantities};
 use super::likelihood::errors;
 use super::trainable::Trainables;
 use crate::autodiff::{DeriveOptions, gradients_with};
-use crate::objective::{Likelihoods, Objective};
+use crate::objective::Objective;
 use crate::onnx::{Graph, TensorType, ValueId};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -30,7 +32,8 @@ pub const GRADIENT: &str = "grad.";
 pub enum Reference {
     /// A branch of the same graph.
     Branch,
-    /// Inputs `reference_errors` `[B]`, computed by an [`ErrorGraph`] session.
+    /// Inputs `reference_errors` `[B]` and, where the objective needs it, `reference_prediction` `[B,C,H,W]`, computed by
+    /// an [`ErrorGraph`] session.
     Input,
 }
 
@@ -39,17 +42,27 @@ pub enum Reference {
 pub struct StepShape {
     /// Pairs (or, without pairs, samples) per run.
     pub pairs: usize,
+    /// Whether a run is a whole optimizer batch; else the means over the batch that the loss uses are an input.
+    pub whole_batch: bool,
     /// Forms of the gradients.
     pub derive: DeriveOptions,
 }
 
 /// The graph of one training step; see the module's text for the order of samples.
 ///
-/// Inputs: those of the UNet (`sample` holds x_t), `target` `[B,C,H,W]`, `weight`, `reward_scale`, `label` `[P]`, and the
-/// trainable tensors. Outputs: `loss` `[]`, `errors` `[B]`, `reference_errors` `[B]`, `logit` `[P]` (the reward signal),
-/// `grad.NAME`.
+/// Inputs: those of the UNet (`sample` holds x_t), `target` `[B,C,H,W]`, `weight`, `reward_scale`, `label` `[P]`, `score_gap`
+/// `[P]` and `batch_means` `[K]` where the objective needs them, and the trainable tensors. Outputs: `loss` `[]`, `errors`
+/// `[B]`, `reference_errors` `[B]`, `reward_signal` `[P]` or `[2P]`, `grad.NAME`.
 #[derive(Debug, Clone)]
 pub struct StepGraph {
+    /// The graph.
+    pub graph: Graph,
+}
+
+/// Forward only: the inputs of a [`StepGraph`] with [`Reference::Input`] → `batch_means` `[K]`, the means over this part of a
+/// batch of what the loss wants averaged over all of it.
+#[derive(Debug, Clone)]
+pub struct BatchGraph {
     /// The graph.
     pub graph: Graph,
 }
@@ -111,8 +124,58 @@ impl<'a> Assembly<'a> {
         Ok(out[0])
     }
 
+    /// The policy's prediction and all that a loss needs beside it.
+    fn head_inputs(
+        &mut self,
+        trainables: &Trainables,
+        policy: &Weights,
+        objective: &dyn Objective,
+        pairs: usize,
+        reference: Reference,
+    ) -> Result<HeadInputs> {
+        let needs = objective.needs();
+        let samples = if needs.pairs { 2 * pairs } else { pairs };
+        if self.batch != samples {
+            return Err(Error::bad(
+                format!("graph `{}`", self.body.name),
+                format!("has a batch of {}, the step needs {samples}", self.batch),
+                "Fix the batch dimension to the number of samples of a step.",
+            ));
+        }
+        let target = self.like_prediction("target")?;
+        let (weight, reward_scale) = (self.vector("weight", pairs), self.vector("reward_scale", pairs));
+        let label = self.vector("label", pairs);
+        let (mut reference_errors, mut reference_prediction) = (None, None);
+        match reference {
+            _ if !needs.reference => {}
+            Reference::Input => {
+                reference_errors = Some(self.vector("reference_errors", samples));
+                if needs.gap {
+                    reference_prediction = Some(self.like_prediction("reference_prediction")?);
+                }
+            }
+            Reference::Branch => {
+                let weights = Weights::as_inputs(&mut self.graph, trainables, REFERENCE);
+                let prediction = self.predict(&weights)?;
+                reference_errors = Some(errors(&mut self.graph, prediction, target)?);
+                reference_prediction = Some(prediction);
+            }
+        }
+        Ok(HeadInputs {
+            prediction: self.predict(policy)?,
+            target,
+            reference_errors,
+            reference_prediction,
+            score_gap: needs.scores.then(|| self.vector("score_gap", pairs)),
+            weight,
+            reward_scale,
+            label,
+            batch_means: None,
+        })
+    }
+
     /// An input of the prediction's shape.
-    fn target(&mut self) -> Result<ValueId> {
+    fn like_prediction(&mut self, name: &str) -> Result<ValueId> {
         let prediction = *self.body.outputs.first().ok_or_else(|| {
             Error::bad(
                 format!("graph `{}`", self.body.name),
@@ -121,7 +184,7 @@ impl<'a> Assembly<'a> {
             )
         })?;
         let ty = TensorType::new(DType::F32, self.body.shape(prediction));
-        Ok(self.graph.add_input("target", ty))
+        Ok(self.graph.add_input(name, ty))
     }
 
     fn vector(&mut self, name: &str, len: usize) -> ValueId {
@@ -173,69 +236,44 @@ impl StepGraph {
         reference: Reference,
     ) -> Result<Self> {
         let mut a = Assembly::new("ortdpo_step", denoiser)?;
-        let samples = if objective.needs_pairs() {
-            2 * shape.pairs
-        } else {
-            shape.pairs
-        };
-        if a.batch != samples {
-            return Err(Error::bad(
-                format!("graph `{}`", denoiser.name),
-                format!("has a batch of {}, the step needs {samples}", a.batch),
-                "Fix the batch dimension to the number of samples of a step.",
-            ));
-        }
-        let target = a.target()?;
-        let weight = a.vector("weight", shape.pairs);
-        let reward_scale = a.vector("reward_scale", shape.pairs);
-        let label = a.vector("label", shape.pairs);
         let policy = Weights::as_inputs(&mut a.graph, trainables, POLICY);
-        let reference_errors = match (objective.needs_reference(), reference) {
-            (false, _) => None,
-            (true, Reference::Input) => Some(a.vector("reference_errors", samples)),
-            (true, Reference::Branch) => {
-                let weights = Weights::as_inputs(&mut a.graph, trainables, REFERENCE);
-                let prediction = a.predict(&weights)?;
-                Some(errors(&mut a.graph, prediction, target)?)
-            }
-        };
-        let prediction = a.predict(&policy)?;
-        let own = errors(&mut a.graph, prediction, target)?;
-        let half = |g: &mut Graph, v: ValueId, second: bool| {
-            let start = if second { shape.pairs } else { 0 };
-            g.slice(v, 0, start, start + shape.pairs)
-        };
-        let pairs = objective.needs_pairs();
-        let likelihoods = Likelihoods {
-            e_w: half(&mut a.graph, own, false)?,
-            e_l: if pairs {
-                Some(half(&mut a.graph, own, true)?)
-            } else {
-                None
-            },
-            ref_w: reference_errors
-                .map(|r| half(&mut a.graph, r, false))
-                .transpose()?,
-            ref_l: match reference_errors {
-                Some(r) if pairs => Some(half(&mut a.graph, r, true)?),
-                _ => None,
-            },
-            reward_scale,
-            label,
-        };
-        let losses = objective.build(&mut a.graph, &likelihoods)?;
-        let weighted = a.graph.mul(losses.loss, weight)?;
-        let loss = a.graph.reduce("ReduceMean", weighted, &[0], false)?;
-        a.output(loss, "loss")?;
-        a.output(own, "errors")?;
-        if let (Some(r), Reference::Branch) = (reference_errors, reference) {
+        let mut inputs = a.head_inputs(trainables, &policy, objective, shape.pairs, reference)?;
+        if !shape.whole_batch
+            && let Some(means) = quantities(&mut a.graph, objective, shape.pairs, &inputs)?
+        {
+            let count = a.graph.shape(means)[0];
+            inputs.batch_means = Some(a.vector("batch_means", count));
+        }
+        let head = head(&mut a.graph, objective, shape.pairs, &inputs)?;
+        a.output(head.loss, "loss")?;
+        a.output(head.errors, "errors")?;
+        if let (Some(r), Reference::Branch) = (inputs.reference_errors, reference) {
             a.output(r, "reference_errors")?;
         }
-        if let Some(signal) = losses.reward_signal {
-            a.output(signal, "logit")?;
+        if let Some(signal) = head.reward_signal {
+            a.output(signal, "reward_signal")?;
         }
-        a.differentiate(loss, &policy, shape.derive)?;
+        a.differentiate(head.loss, &policy, shape.derive)?;
         Ok(Self { graph: a.finish() })
+    }
+}
+
+impl BatchGraph {
+    /// Builds the batch means of `objective`; `None` if its loss uses none.
+    pub fn build(
+        denoiser: &Graph,
+        trainables: &Trainables,
+        objective: &dyn Objective,
+        pairs: usize,
+    ) -> Result<Option<Self>> {
+        let mut a = Assembly::new("ortdpo_batch", denoiser)?;
+        let policy = Weights::as_inputs(&mut a.graph, trainables, POLICY);
+        let inputs = a.head_inputs(trainables, &policy, objective, pairs, Reference::Input)?;
+        let Some(means) = quantities(&mut a.graph, objective, pairs, &inputs)? else {
+            return Ok(None);
+        };
+        a.output(means, "batch_means")?;
+        Ok(Some(Self { graph: a.finish() }))
     }
 }
 
@@ -243,7 +281,7 @@ impl ErrorGraph {
     /// Builds the forward pass of `denoiser` with its errors.
     pub fn build(denoiser: &Graph, trainables: &Trainables) -> Result<Self> {
         let mut a = Assembly::new("ortdpo_errors", denoiser)?;
-        let target = a.target()?;
+        let target = a.like_prediction("target")?;
         let weights = Weights::as_inputs(&mut a.graph, trainables, POLICY);
         let prediction = a.predict(&weights)?;
         let own = errors(&mut a.graph, prediction, target)?;

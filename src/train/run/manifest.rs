@@ -33,7 +33,7 @@ pub(super) fn of(
         trainable: engine.trainables().parameter_count(),
         pairs_per_step: plan.train.pairs_per_step,
         effective_lr: plan.optimizer.effective_lr(plan.train.pairs_per_step),
-        beta: plan.objective.beta(),
+        beta: objective.beta(),
         beta_effective: objective.beta_effective(),
         ep: options.ep.to_string(),
         threads: options.thread_count(),

@@ -70,7 +70,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     let model = Model::open(&plan.model)?;
     let data = Data::prepare(plan, &model, options.console, options.stop)?;
     let streams = Streams::new(plan.seed);
-    let objective = prepare::objective(&plan.objective);
+    let objective = prepare::objective(&plan.objective, &data.train)?;
     let objective = objective.as_ref();
     let (engine, initial) = prepare::engine(plan, &model, &data.train, objective, &streams)?;
     let identity = RunIdentity::new(
@@ -81,7 +81,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     );
     let manifest = manifest::of(plan, &identity, &engine, &data, objective);
     let heldout = data.heldout.as_ref().map(Measurable);
-    let (pairs, reference) = (objective.needs_pairs(), objective.needs_reference());
+    let pairs = objective.needs().pairs;
     let mut run = Run {
         plan,
         options,
@@ -91,7 +91,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         guard: Guard::new(&plan.guard),
         loader: Loader::new(&data.train, streams, plan.data.ties, plan.data.prompt_dropout),
         identity,
-        stepper: Stepper::new(plan, &model.schedule, &engine, pairs, reference),
+        stepper: Stepper::new(plan, &model.schedule, &engine, objective),
         engine,
         state: State::new(plan, &model, initial)?,
         probe: None,
@@ -171,7 +171,7 @@ impl Run<'_> {
 
     /// Sets up the drift probe where the reference moves, or did until a gate froze it.
     fn measure_initial_probe(&mut self, model: &Model, data: &Data) -> Result<()> {
-        if self.objective.needs_reference() && self.plan.reference.update != UpdateConfig::Frozen {
+        if self.objective.needs().reference && self.plan.reference.update != UpdateConfig::Frozen {
             self.probe = Some(Probe::new(
                 &Measurable(&data.train),
                 &model.schedule,
@@ -273,7 +273,7 @@ impl Run<'_> {
         report.seconds = began.elapsed().as_secs_f64();
         let errors = guard::Errors {
             preferred: stats.e_w,
-            rejected: self.objective.needs_pairs().then_some(stats.e_l),
+            rejected: self.objective.needs().pairs.then_some(stats.e_l),
         };
         let mut verdict = self.guard.after_step(stats.loss, errors);
         let scores = self.measure(&mut report.measured)?;
@@ -326,7 +326,7 @@ impl Run<'_> {
     }
 
     fn report(&self, stats: &StepStats) -> StepReport {
-        let reference = self.objective.needs_reference();
+        let needs = self.objective.needs();
         StepReport {
             step: self.state.step,
             loss: stats.loss,
@@ -334,14 +334,14 @@ impl Run<'_> {
             acc: stats.margins.accuracy(),
             margin: stats.margins.mean(),
             e_w: stats.e_w,
-            e_l: self.objective.needs_pairs().then_some(stats.e_l),
-            ref_e_w: reference.then_some(stats.ref_e_w),
-            ref_e_l: reference.then_some(stats.ref_e_l),
+            e_l: needs.pairs.then_some(stats.e_l),
+            ref_e_w: needs.reference.then_some(stats.ref_e_w),
+            ref_e_l: (needs.reference && needs.pairs).then_some(stats.ref_e_l),
             grad_norm: stats.grad_norm,
-            grad_factor: reference.then_some(stats.grad_factor),
+            grad_factor: stats.grad_factor,
             weight_mean: stats.weight_mean,
             seconds: 0.0,
-            beta: self.plan.objective.beta(),
+            beta: self.objective.beta(),
             beta_effective: self.objective.beta_effective(),
             anchor_loss: stats.anchor_loss,
             anchor_grad_ratio: stats.anchor_ratio,

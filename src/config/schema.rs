@@ -295,11 +295,12 @@ fn collect_places(node: Node<'_>, path: &str, key: &str, out: &mut Vec<String>) 
         let Some(child) = node.property(name).map(Node::resolved) else {
             continue;
         };
-        for (kind, _) in child
+        let having = child
             .variants()
-            .filter(|(_, variant)| variant.keys().contains(&key))
-        {
-            out.push(format!("{below}.{key} with kind {kind}"));
+            .filter(|(_, variant)| variant.keys().contains(&key));
+        let kinds: Vec<&str> = having.map(|(kind, _)| kind).collect();
+        if !kinds.is_empty() {
+            out.push(format!("{below}.{key} with kind {}", kinds.join(", ")));
         }
         collect_places(child, &below, key, out);
     }

@@ -18,6 +18,8 @@ pub mod optim;
 pub mod params;
 pub mod progress;
 pub mod reference;
+pub mod resample;
+pub mod reward;
 pub mod rng;
 pub mod runtime;
 pub mod tensor;
@@ -25,5 +27,6 @@ pub mod text;
 pub mod timestep;
 pub mod train;
 pub mod traingraph;
+pub mod yaml;
 
 pub use error::{Error, Result};

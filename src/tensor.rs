@@ -98,6 +98,24 @@ impl Tensor {
         Self::I64(ArrayD::from_shape_vec(IxDyn(shape), values).expect("shape and values are built together"))
     }
 
+    /// 32-bit floats as the float type that an input takes; other types are an error that names `place`.
+    pub fn from_floats(place: &str, values: ArrayD<f32>, dtype: DType) -> Result<Self> {
+        match dtype {
+            DType::F32 => Ok(Self::F32(values)),
+            DType::F16 => Ok(Self::F16(values.mapv(f16::from_f32))),
+            other => Err(wrong_input_type(place, other)),
+        }
+    }
+
+    /// Integers as the integer type that an input takes; other types are an error that names `place`.
+    pub fn from_integers(place: &str, values: ArrayD<i64>, dtype: DType) -> Result<Self> {
+        match dtype {
+            DType::I64 => Ok(Self::I64(values)),
+            DType::I32 => Ok(Self::I32(values.mapv(|v| v as i32))),
+            other => Err(wrong_input_type(place, other)),
+        }
+    }
+
     /// Dimensions, outermost first.
     pub fn shape(&self) -> &[usize] {
         each_array!(self, a => a.shape())
@@ -131,4 +149,12 @@ impl Tensor {
             )),
         }
     }
+}
+
+fn wrong_input_type(place: &str, dtype: DType) -> Error {
+    Error::bad(
+        place,
+        format!("takes {dtype} as its input"),
+        "Export it with fp32 or fp16 and integer tokens.",
+    )
 }

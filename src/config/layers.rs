@@ -9,21 +9,21 @@
 //! freezes the reference also drops the anchor below it, which would have nothing to hold: rows of an ablation are
 //! one `--set` away from each other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_yaml::{Mapping, Value};
 
-use super::locate::line_of;
 use super::preset::Preset;
-use super::schema::{self, Node};
+use super::schema::SCHEMA;
 use super::{Config, Sources};
+use crate::yaml::{Document, Node, keys_of, known_depth};
 use crate::{Error, Result};
 
 enum Origin {
     BuiltIn,
     Preset(Preset),
-    File { path: PathBuf, text: String },
+    File(Document),
     CommandLine,
 }
 
@@ -46,7 +46,7 @@ impl Layers {
             values: Config::defaults(),
         }]);
         if let Some(path) = &sources.file {
-            layers.0.push(file_layer(path.clone())?);
+            layers.0.push(file_layer(path)?);
         }
         layers.0.push(command_line_layer(sources)?);
         if let Some(preset) = layers.preset().map_err(|error| layers.locate(error))? {
@@ -64,7 +64,7 @@ impl Layers {
     fn preset(&self) -> Result<Option<Preset>> {
         let named = self.0.iter().rev().find_map(|layer| layer.values.get("preset"));
         let Some(value) = named else { return Ok(None) };
-        schema::check_key("preset", value)?;
+        SCHEMA.check_key("preset", value)?;
         Ok(Option::deserialize(value).expect("the schema knows the presets' names"))
     }
 
@@ -75,9 +75,9 @@ impl Layers {
             if freezes_reference(&layer.values) {
                 let no_anchor = "reference: {anchor: {kind: none}}";
                 let no_anchor = serde_yaml::from_str(no_anchor).expect("this is YAML");
-                overlay(&mut merged, no_anchor, Some(Node::root()));
+                overlay(&mut merged, no_anchor, Some(SCHEMA.root()));
             }
-            overlay(&mut merged, layer.values.clone(), Some(Node::root()));
+            overlay(&mut merged, layer.values.clone(), Some(SCHEMA.root()));
         }
         merged
     }
@@ -87,20 +87,12 @@ impl Layers {
         let Error::BadInput { place, what, remedy } = error else {
             return error;
         };
-        let path: Vec<&str> = place
-            .split('.')
-            .map(|key| key.split('[').next().unwrap_or(key))
-            .collect();
+        let path = keys_of(&place);
         let depth = |layer: &Layer| known_depth(&layer.values, &path);
         // The latest of the layers that know most of the path: the one whose value holds.
         let layer = self.0.iter().max_by_key(|layer| depth(layer));
         let place = match layer.map(|layer| (&layer.origin, depth(layer))) {
-            Some((Origin::File { path: file, text }, depth)) if depth > 0 => {
-                match line_of(text, &path[..depth]) {
-                    Some(line) => format!("{}:{line}: {place}", file.display()),
-                    None => format!("{}: {place}", file.display()),
-                }
-            }
+            Some((Origin::File(document), depth)) if depth > 0 => document.place(&place),
             Some((Origin::CommandLine, depth)) if depth > 0 => format!("command line: {place}"),
             Some((Origin::Preset(preset), depth)) if depth > 0 => {
                 format!("preset {}: {place}", preset.name())
@@ -115,36 +107,17 @@ impl Layers {
 
     fn file(&self) -> Option<&PathBuf> {
         self.0.iter().find_map(|layer| match &layer.origin {
-            Origin::File { path, .. } => Some(path),
+            Origin::File(document) => Some(&document.path),
             _ => None,
         })
     }
 }
 
-fn file_layer(path: PathBuf) -> Result<Layer> {
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-    let values = match serde_yaml::from_str(&text) {
-        Ok(Value::Null) => Value::Mapping(Mapping::new()),
-        Ok(values @ Value::Mapping(_)) => values,
-        Ok(_) => {
-            let remedy = "Write one `key: value` a line; examples/ holds whole files.";
-            return Err(Error::bad(path.display().to_string(), "holds no keys", remedy));
-        }
-        Err(error) => {
-            let line = error
-                .location()
-                .map_or(String::new(), |place| format!(":{}", place.line()));
-            let place = format!("{}{line}", path.display());
-            return Err(Error::bad(
-                place,
-                format!("is not YAML: {error}"),
-                "Mend the file there.",
-            ));
-        }
-    };
+fn file_layer(path: &Path) -> Result<Layer> {
+    let document = Document::read(path, "examples/ holds whole files.")?;
     Ok(Layer {
-        origin: Origin::File { path, text },
-        values,
+        values: document.value.clone(),
+        origin: Origin::File(document),
     })
 }
 
@@ -209,16 +182,4 @@ fn overlay(base: &mut Value, over: Value, node: Option<Node<'_>>) {
 fn freezes_reference(values: &Value) -> bool {
     let update = values.get("reference").and_then(|section| section.get("update"));
     update.and_then(Value::as_str) == Some("frozen")
-}
-
-/// How many keys of `path` lead somewhere in `values`.
-fn known_depth(values: &Value, path: &[&str]) -> usize {
-    let mut here = values;
-    for (depth, key) in path.iter().enumerate() {
-        match here.get(*key) {
-            Some(below) => here = below,
-            None => return depth,
-        }
-    }
-    path.len()
 }

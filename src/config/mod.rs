@@ -12,7 +12,6 @@ pub mod data;
 pub mod guard;
 mod identity;
 mod layers;
-mod locate;
 pub mod objective;
 pub mod optimizer;
 mod preset;
@@ -36,7 +35,7 @@ pub use preset::Preset;
 pub use schema::for_editors as json_schema;
 
 use self::layers::Layers;
-use crate::{Error, Result};
+use crate::{Error, Result, yaml};
 
 /// Everything a training run is told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -113,11 +112,8 @@ impl TrainPlan {
     }
 
     fn from_value(value: &Value) -> Result<Self> {
-        schema::check(value)?;
-        let mut config: Config = serde_path_to_error::deserialize(value).map_err(|error| {
-            let remedy = "Compare with the files in examples/.";
-            Error::bad(error.path().to_string(), error.inner().to_string(), remedy)
-        })?;
+        let example = "Compare with the files in examples/.";
+        let mut config: Config = yaml::deserialize(value, &schema::SCHEMA, example)?;
         config.fill();
         config.check()?;
         Ok(Self(config))

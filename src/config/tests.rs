@@ -245,7 +245,7 @@ fn unknown_keys_name_their_line_and_the_nearest_known_key() {
             "runtime: {ep: gpu}\n",
             ["run.yaml:3: runtime.ep: is \"gpu\"", "Known are cpu, cuda"],
         ),
-        ("1: 2\n", ["the configuration: holds the key 1", "Give a name"]),
+        ("1: 2\n", ["the file: holds the key 1", "Give a name"]),
     ] {
         let text = complaint(file, &[]);
         assert!(expected.iter().all(|part| text.contains(part)), "{text}");

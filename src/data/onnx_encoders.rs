@@ -1,6 +1,5 @@
 //! The VAE encoder and the text encoder of a pipeline folder, run by ONNX Runtime.
 
-use half::f16;
 use ndarray::{Array2, ArrayD, ArrayView4, Axis, Ix3, Ix4, Slice, concatenate};
 
 use super::encoder::{CaptionEncoder, Encoders, Identity, ImageEncoder};
@@ -175,7 +174,7 @@ impl ImageEncoder for VaeEncoder {
         let place = self.network.place.clone();
         let inputs = |indices: &[usize]| {
             let chosen = images.select(Axis(0), indices).into_dyn();
-            Ok(vec![("sample", floats(&place, chosen, dtype)?)])
+            Ok(vec![("sample", Tensor::from_floats(&place, chosen, dtype)?)])
         };
         let output = if self.moments {
             "latent_parameters"
@@ -282,7 +281,9 @@ impl CaptionEncoder for TextEncoder {
             let rows = |name| Array2::from_shape_fn((indices.len(), context), |(row, i)| value(name, row, i));
             let wanted = wanted.iter();
             wanted
-                .map(|&(name, dtype)| Ok((name, integers(&place, rows(name).into_dyn(), dtype)?)))
+                .map(|&(name, dtype)| {
+                    Ok((name, Tensor::from_integers(&place, rows(name).into_dyn(), dtype)?))
+                })
                 .collect()
         };
         let hidden = self.network.run(captions.len(), &inputs, "last_hidden_state")?;
@@ -297,28 +298,4 @@ impl CaptionEncoder for TextEncoder {
         })?;
         Ok(hidden.outer_iter().map(|one| one.to_owned()).collect())
     }
-}
-
-fn floats(place: &str, values: ArrayD<f32>, dtype: DType) -> Result<Tensor> {
-    match dtype {
-        DType::F32 => Ok(Tensor::F32(values)),
-        DType::F16 => Ok(Tensor::F16(values.mapv(f16::from_f32))),
-        other => Err(wrong_type(place, other)),
-    }
-}
-
-fn integers(place: &str, values: ArrayD<i64>, dtype: DType) -> Result<Tensor> {
-    match dtype {
-        DType::I64 => Ok(Tensor::I64(values)),
-        DType::I32 => Ok(Tensor::I32(values.mapv(|v| v as i32))),
-        other => Err(wrong_type(place, other)),
-    }
-}
-
-fn wrong_type(place: &str, dtype: DType) -> Error {
-    Error::bad(
-        place,
-        format!("takes {dtype} as its input"),
-        "Export it with fp32 or fp16 and integer tokens.",
-    )
 }

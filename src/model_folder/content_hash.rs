@@ -4,6 +4,8 @@ use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 use crate::{Error, Result};
 
 /// Identity of a set of files by their content: 32 bytes of BLAKE3.
@@ -67,4 +69,34 @@ pub(super) fn hash_file(path: &Path) -> Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(file).map_err(Error::io(path, "read"))?;
     Ok(hasher.finalize())
+}
+
+/// Hash over files and whole folders, each by the name it is given here and its content; where they lie makes no difference.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn hash_named<'a>(parts: impl IntoIterator<Item = (&'a str, &'a Path)>) -> Result<ContentHash> {
+    let mut whole = blake3::Hasher::new();
+    for (name, path) in parts {
+        let files = match path.is_dir() {
+            true => files_below(path).map_err(Error::io(path, "list the folder"))?,
+            false => vec![FileBelow {
+                name: String::new(),
+                path: path.to_path_buf(),
+                bytes: 0,
+            }],
+        };
+        let hashes: Vec<blake3::Hash> = files
+            .par_iter()
+            .map(|f| hash_file(&f.path))
+            .collect::<Result<_>>()?;
+        whole.update(name.as_bytes()).update(&[0]);
+        for (file, hash) in files.iter().zip(hashes) {
+            whole
+                .update(file.name.as_bytes())
+                .update(&[0])
+                .update(hash.as_bytes());
+        }
+    }
+    Ok(ContentHash(*whole.finalize().as_bytes()))
 }

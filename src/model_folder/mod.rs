@@ -19,12 +19,10 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
 use crate::{Error, Result};
-use content_hash::{files_below, hash_file};
+use content_hash::files_below;
 
-pub use content_hash::ContentHash;
+pub use content_hash::{ContentHash, hash_named};
 pub use json_file::JsonFile;
 
 const EXPORT: &str = "`optimum-cli export onnx --model MODEL OUTPUT_FOLDER` writes such a folder.";
@@ -314,23 +312,12 @@ impl ModelFolder {
     /// # Errors
     /// A file cannot be read, or a component has no subfolder.
     pub fn hash(&self, components: &[Component]) -> Result<ContentHash> {
-        let mut whole = blake3::Hasher::new();
-        for &component in components {
-            let folder = self.folder(component);
-            let files = files_below(&folder).map_err(Error::io(&folder, "list the folder"))?;
-            let hashes: Vec<blake3::Hash> = files
-                .par_iter()
-                .map(|f| hash_file(&f.path))
-                .collect::<Result<_>>()?;
-            whole.update(component.folder().as_bytes()).update(&[0]);
-            for (file, hash) in files.iter().zip(hashes) {
-                whole
-                    .update(file.name.as_bytes())
-                    .update(&[0])
-                    .update(hash.as_bytes());
-            }
-        }
-        Ok(ContentHash(*whole.finalize().as_bytes()))
+        let folders: Vec<PathBuf> = components
+            .iter()
+            .map(|&component| self.folder(component))
+            .collect();
+        let named = components.iter().zip(&folders);
+        hash_named(named.map(|(component, folder)| (component.folder(), folder.as_path())))
     }
 }
 

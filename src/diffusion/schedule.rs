@@ -65,7 +65,7 @@ impl NoiseSchedule {
 
     /// Reads the text of a `scheduler_config.json`; errors name it as `place`.
     pub fn from_json(text: &str, place: &str) -> Result<Self> {
-        let config: SchedulerConfig = serde_json::from_str(text).map_err(|error| {
+        let config: SchedulerConfig = serde_json::from_str(&json_of_scheduler(text)).map_err(|error| {
             Error::bad(
                 place,
                 error.to_string(),
@@ -195,6 +195,12 @@ impl SchedulerConfig {
             )),
         }
     }
+}
+
+/// Python writes infinite defaults (`lambda_min_clipped`) as `-Infinity`, which JSON has no word for; `null` stands for
+/// the default as well.
+pub(super) fn json_of_scheduler(text: &str) -> String {
+    text.replace(": -Infinity", ": null")
 }
 
 fn linspace(start: f64, end: f64, count: usize) -> impl Iterator<Item = f64> {

@@ -10,7 +10,7 @@ use super::optimizer::LrScheduleKind;
 /// Keys that do not change the trained weights, except by rounding (`accumulate`, `runtime`) or in a run that
 /// diverges (`guard`). The contents behind the two paths have hashes of their own; what the preset sets stands in
 /// the other sections.
-const WITHOUT_EFFECT: [&str; 17] = [
+const WITHOUT_EFFECT: [&str; 18] = [
     "model",
     "preset",
     "data.path",
@@ -24,6 +24,7 @@ const WITHOUT_EFFECT: [&str; 17] = [
     "train.eval_draws",
     "train.checkpoint_every",
     "train.keep",
+    "train.keep_best",
     "train.accumulate",
     "reference.measure_every",
     "guard",

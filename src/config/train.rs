@@ -27,6 +27,14 @@ pub struct TrainConfig {
     pub checkpoint_every: u64,
     /// Newest checkpoints that are kept.
     pub keep: usize,
+    /// What the best evaluation is judged by: `acc_init` or `margin_init`, or `reward.NAME` for the mean of one of
+    /// `samples.rewards`. Its checkpoint is kept beside the newest, and its weights are written to `best/` of the run's
+    /// folder. `null` judges none.
+    pub keep_best: Option<String>,
+    /// Decay of a moving average of the policy that is evaluated and sampled instead of the policy, from 0 to below 1;
+    /// over the first steps it rises to that as (1 + step)/(10 + step). Its weights are written to `ema/` of the run's
+    /// folder. `null` keeps none.
+    pub policy_ema: Option<f64>,
 }
 
 impl Default for TrainConfig {
@@ -40,6 +48,8 @@ impl Default for TrainConfig {
             eval_draws: 16,
             checkpoint_every: 100,
             keep: 3,
+            keep_best: None,
+            policy_ema: None,
         }
     }
 }
@@ -73,6 +83,13 @@ impl TrainConfig {
         at_least_one(self.eval_pairs.unwrap_or(1), "train.eval_pairs")?;
         at_least_one(self.eval_draws, "train.eval_draws")?;
         at_least_one(self.keep, "train.keep")?;
+        let decay = self.policy_ema.unwrap_or(0.0);
+        require(
+            (0.0..1.0).contains(&decay),
+            "train.policy_ema",
+            format!("is {decay}"),
+            "Give a number from 0 to below 1; 0.999 is usual.",
+        )?;
         require(
             self.pairs_per_step.is_multiple_of(self.accumulate),
             "train.accumulate",

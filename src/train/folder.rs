@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::CheckpointStore;
+use super::checkpoint::{Best, CheckpointStore};
 use crate::fsutil::write_atomically;
 use crate::{Error, Result};
 
@@ -17,6 +17,7 @@ use crate::{Error, Result};
 /// pytorch_lora_weights.safetensors       the result, for diffusers
 ///   or diffusion_pytorch_model.safetensors
 /// summary.json                           what came of it
+/// ema/, best/                            the same weights of the policy's average, and of the best evaluation
 /// ```
 #[derive(Debug, Clone)]
 pub struct RunFolder(PathBuf);
@@ -149,6 +150,25 @@ impl RunFolder {
     /// The trained weights, in full fine-tuning.
     pub fn weights(&self) -> PathBuf {
         self.0.join("diffusion_pytorch_model.safetensors")
+    }
+
+    /// A folder in it for another set of weights; it is made.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn part(&self, name: &str) -> Result<Self> {
+        let path = self.0.join(name);
+        fs::create_dir_all(&path).map_err(Error::io(&path, "create the folder"))?;
+        Ok(Self(path))
+    }
+
+    /// Says which evaluation the weights in this folder are from.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn describe_best(&self, metric: &str, best: Best) -> Result<()> {
+        let text = serde_json::json!({"step": best.step, "metric": metric, "value": best.value});
+        write_atomically(&self.0.join("best.json"), format!("{text}\n").as_bytes())
     }
 
     /// What came of the run.

@@ -1,11 +1,13 @@
 //! Everything that moves during a run. What is here, and nothing else, is what a checkpoint has to hold.
 
+use rayon::prelude::*;
+
 use super::model::Model;
 use crate::Result;
 use crate::config::Config;
 use crate::optim::{AdamW, LrSchedule};
 use crate::params::ParamSet;
-use crate::reference::ReferenceRule;
+use crate::reference::{ReferenceRule, lerp};
 use crate::timestep::TimestepRule;
 
 /// See the module's text.
@@ -18,6 +20,8 @@ pub struct State {
     pub reference: ParamSet,
     /// θ0, which never moves; kept because adapters start from random factors or a file.
     pub initial: ParamSet,
+    /// Moving average of θ, where `train.policy_ema` asks for one.
+    pub average: Option<Average>,
     /// Optimizer with its moments.
     pub adamw: AdamW,
     /// How the reference moves.
@@ -30,7 +34,36 @@ pub struct State {
     pub lr_factor: f64,
 }
 
+/// A moving average of the policy, for evaluation; the training never sees it.
+pub struct Average {
+    decay: f64,
+    /// The average.
+    pub weights: ParamSet,
+}
+
+impl Average {
+    /// Follows the policy after optimizer step `step`. The decay rises to its final value, or the initial weights would
+    /// stay in the average for long.
+    pub fn follow(&mut self, policy: &ParamSet, step: u64) {
+        let rising = (1.0 + step as f64) / (10.0 + step as f64);
+        let share = (1.0 - self.decay.min(rising)) as f32;
+        self.weights
+            .values_mut()
+            .par_iter_mut()
+            .zip(policy.values())
+            .for_each(|(average, theta)| *average = lerp(*average, *theta, share));
+    }
+}
+
 impl State {
+    /// The weights that are evaluated: the average where there is one, else the policy.
+    pub fn evaluated(&self) -> &ParamSet {
+        match &self.average {
+            Some(average) => &average.weights,
+            None => &self.policy,
+        }
+    }
+
     /// The state before the first step.
     pub fn new(config: &Config, model: &Model, initial: ParamSet) -> Result<Self> {
         let layout = initial.layout().clone();
@@ -38,6 +71,10 @@ impl State {
             step: 0,
             policy: initial.clone(),
             reference: initial.clone(),
+            average: config.train.policy_ema.map(|decay| Average {
+                decay,
+                weights: initial.clone(),
+            }),
             adamw: AdamW::new(&config.optimizer, &layout),
             reference_rule: ReferenceRule::new(&config.reference)?,
             timestep_rule: TimestepRule::new(&config.timestep, &model.schedule)?,

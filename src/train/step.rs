@@ -126,6 +126,9 @@ impl<'a> Stepper<'a> {
             .adamw
             .step(&mut state.policy, &gradient, clip, stats.lr, follow);
         state.step = step;
+        if let Some(average) = &mut state.average {
+            average.follow(&state.policy, step);
+        }
         if let Action::Probe(blend) = action {
             stats.gate = Some(self.gate(state, engine, blend, probe)?);
         }

@@ -4,6 +4,7 @@
 //! checkpoints/step-N/
 //!   policy.safetensors  reference.safetensors  initial.safetensors         θ, the reference, θ0
 //!   first_moment.safetensors  second_moment.safetensors                    AdamW
+//!   average.safetensors                                                    moving average of θ, where one is kept
 //!   state.json                                                             the rest
 //!   checksums.json                                                         BLAKE3 of every other file
 //! ```
@@ -43,7 +44,7 @@ pub struct RunState {
     pub guard: GuardState,
     /// Held-out scores before the first step.
     pub initial: Option<HeldOutScores>,
-    /// The best evaluation so far.
+    /// The best evaluation so far, where `train.keep_best` names what it is judged by.
     pub best: Option<Best>,
     /// Seconds that the run has taken so far, over all its parts.
     pub seconds: f64,
@@ -51,20 +52,20 @@ pub struct RunState {
     pub identity: RunIdentity,
 }
 
-/// The evaluation with the highest accuracy against the initial policy.
+/// The evaluation with the highest value of the metric that `train.keep_best` names.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     /// Optimizer step it followed.
     pub step: u64,
-    /// Accuracy against the initial policy.
-    pub acc_init: f64,
+    /// The metric's value.
+    pub value: f64,
 }
 
 impl Best {
     /// The better of the best so far and a new evaluation; the earlier one of two alike.
-    pub fn or(best: Option<Self>, step: u64, acc_init: f64) -> Self {
-        let new = Self { step, acc_init };
-        best.filter(|best| best.acc_init >= acc_init).unwrap_or(new)
+    pub fn or(best: Option<Self>, step: u64, value: f64) -> Self {
+        let new = Self { step, value };
+        best.filter(|best| best.value >= value).unwrap_or(new)
     }
 }
 
@@ -81,6 +82,8 @@ pub struct Tensors<'a> {
     pub first_moment: &'a ParamSet,
     /// AdamW's second moment.
     pub second_moment: &'a ParamSet,
+    /// Moving average of θ, where one is kept.
+    pub average: Option<&'a ParamSet>,
 }
 
 /// A checkpoint that was read.
@@ -98,6 +101,8 @@ pub struct Checkpoint {
     pub first_moment: ParamSet,
     /// AdamW's second moment.
     pub second_moment: ParamSet,
+    /// Moving average of θ, where one is kept.
+    pub average: Option<ParamSet>,
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ impl CheckpointStore {
         fs::remove_dir_all(&path).map_err(Error::io(&path, "remove"))
     }
 
-    /// Writes the checkpoint after `state.step`, then removes what is too old. If anything fails, the checkpoints
+    /// Writes the checkpoint after `state.step`, then removes what is too old; that of the best evaluation stays. If anything fails, the checkpoints
     /// that were there still are.
     ///
     /// # Errors
@@ -94,7 +94,8 @@ impl CheckpointStore {
             fs::remove_dir_all(&temporary).ok();
             return Err(error);
         }
-        superseded(&self.steps()?, self.keep).try_for_each(|step| self.remove(step))?;
+        let best = state.best.map(|best| best.step);
+        superseded(&self.steps()?, self.keep, best).try_for_each(|step| self.remove(step))?;
         Ok(target)
     }
 
@@ -105,7 +106,9 @@ impl CheckpointStore {
     pub fn load(&self, step: u64, layout: &Arc<Layout>) -> Result<Checkpoint> {
         let folder = self.path(step);
         let checksums: Checksums = self.read_json(&folder.join(CHECKSUMS), step)?;
-        for name in tensor_names().chain([STATE]) {
+        let has_average = checksums.contains_key(AVERAGE);
+        let names = TENSORS.into_iter().chain(has_average.then_some(AVERAGE));
+        for name in names.chain([STATE]) {
             let path = folder.join(name);
             let actual = checksum(&path).map_err(|error| self.unreadable(error, &path, step))?;
             if checksums.get(name) != Some(&actual) {
@@ -120,6 +123,7 @@ impl CheckpointStore {
             initial: tensor(INITIAL)?,
             first_moment: tensor(FIRST_MOMENT)?,
             second_moment: tensor(SECOND_MOMENT)?,
+            average: has_average.then(|| tensor(AVERAGE)).transpose()?,
         })
     }
 
@@ -202,10 +206,10 @@ const REFERENCE: &str = "reference.safetensors";
 const INITIAL: &str = "initial.safetensors";
 const FIRST_MOMENT: &str = "first_moment.safetensors";
 const SECOND_MOMENT: &str = "second_moment.safetensors";
+const AVERAGE: &str = "average.safetensors";
 
-fn tensor_names() -> impl Iterator<Item = &'static str> {
-    [POLICY, REFERENCE, INITIAL, FIRST_MOMENT, SECOND_MOMENT].into_iter()
-}
+/// Tensor files of every checkpoint; [`AVERAGE`] is there where a moving average is kept.
+const TENSORS: [&str; 5] = [POLICY, REFERENCE, INITIAL, FIRST_MOMENT, SECOND_MOMENT];
 
 /// Writes all files of a checkpoint into a new folder and waits until the disk has them.
 fn write_all(folder: &Path, state: &RunState, tensors: &Tensors<'_>) -> Result<()> {
@@ -217,12 +221,15 @@ fn write_all(folder: &Path, state: &RunState, tensors: &Tensors<'_>) -> Result<(
         tensors.first_moment,
         tensors.second_moment,
     ];
-    for (name, set) in tensor_names().zip(sets) {
+    let sets = TENSORS.into_iter().zip(sets);
+    let sets: Vec<(&str, &ParamSet)> = sets.chain(tensors.average.map(|set| (AVERAGE, set))).collect();
+    for (name, set) in &sets {
         set.save(&folder.join(name))?;
     }
     write_json(&folder.join(STATE), state)?;
     let sum = |name: &str| Ok((name.to_owned(), checksum(&folder.join(name))?));
-    let checksums: Checksums = tensor_names().chain([STATE]).map(sum).collect::<Result<_>>()?;
+    let names = sets.iter().map(|(name, _)| *name).chain([STATE]);
+    let checksums: Checksums = names.map(sum).collect::<Result<_>>()?;
     write_json(&folder.join(CHECKSUMS), &checksums)?;
     sync_folder(folder)
 }
@@ -254,8 +261,11 @@ fn checksum(path: &Path) -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Retention: of `steps` in order, those that make way when the newest `keep` stay.
-fn superseded(steps: &[u64], keep: usize) -> impl Iterator<Item = u64> {
+/// Retention: of `steps` in order, those that make way when the newest `keep` and the best stay.
+fn superseded(steps: &[u64], keep: usize, best: Option<u64>) -> impl Iterator<Item = u64> {
     let old = steps.len().saturating_sub(keep);
-    steps[..old].iter().copied()
+    steps[..old]
+        .iter()
+        .copied()
+        .filter(move |step| Some(*step) != best)
 }

@@ -5,7 +5,6 @@ use crate::Result;
 use crate::params::ParamSet;
 use crate::progress::Console;
 use crate::timestep::BinMargins;
-use crate::train::checkpoint::Best;
 use crate::train::engine::Engine;
 use crate::train::evaluate::{Errors, HeldOut};
 use crate::train::report::Measured;
@@ -36,7 +35,7 @@ impl Run<'_> {
             true => Ok(initial.clone()),
             false => errors(held, engine, console, (what, weights), pairs),
         };
-        let policy = of("policy", &state.policy)?;
+        let policy = of("policy", state.evaluated())?;
         let reference = of("reference", &state.reference)?;
         let bins = state.timestep_rule.bins();
         let (to_init, by_bin): (_, BinMargins) = held.margins(&policy, initial, bins);
@@ -53,8 +52,16 @@ impl Run<'_> {
         measured.margin_ref = Some(scores.margin_ref);
         measured.bins = Some(state.timestep_rule.bins_report(Some(&by_bin)));
         self.held_means = Some((policy.means(), initial.first(policy.len()).means()));
-        self.best = Some(Best::or(self.best, state.step, scores.acc_init));
         Ok(Some(scores))
+    }
+}
+
+/// Value of the metric that `train.keep_best` names, if it was measured.
+pub(super) fn metric(name: &str, scores: Option<&HeldOutScores>) -> Option<f64> {
+    match name {
+        "acc_init" => scores.map(|scores| scores.acc_init),
+        "margin_init" => scores.map(|scores| scores.margin_init),
+        _ => None,
     }
 }
 

@@ -117,7 +117,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     manifest.write(&folder.manifest())?;
     run.listen(&folder, &notes)?;
     let last = run.train()?;
-    results::write(&folder, plan, &model, &run.engine, &run.state.policy)?;
+    run.write_results(&folder, &model)?;
     let ceiling = data.heldout.as_ref().and_then(results::ceiling);
     let summary = run.summary(last, ceiling, manifest);
     summary.write(&folder.summary())?;
@@ -213,7 +213,10 @@ impl Run<'_> {
             let (report, scores, verdict) = self.one_step()?;
             self.listeners.emit(&Event::Step(&report))?;
             match verdict {
-                Verdict::GoOn => last = scores.or(last),
+                Verdict::GoOn => {
+                    self.keep_best(scores.as_ref())?;
+                    last = scores.or(last);
+                }
                 Verdict::Stop(reason) => return Err(self.diverged(&reason, self.after_guard())),
                 Verdict::RollBack(reason) => {
                     self.roll_back(&reason)?;
@@ -244,6 +247,44 @@ impl Run<'_> {
             ))),
             false => Ok(()),
         }
+    }
+
+    /// Saves a checkpoint if the evaluation that was just made is the best so far.
+    fn keep_best(&mut self, scores: Option<&HeldOutScores>) -> Result<()> {
+        let Some(name) = &self.plan.train.keep_best else {
+            return Ok(());
+        };
+        let Some(value) = evaluation::metric(name, scores) else {
+            return Ok(());
+        };
+        let best = Best::or(self.best, self.state.step, value);
+        if self.best == Some(best) {
+            return Ok(());
+        }
+        self.best = Some(best);
+        // Saved with the next regular checkpoint where that is due right now.
+        if !self.plan.train.saves_at(self.state.step) {
+            self.save()?;
+        }
+        let note = format!("step {}: the best so far by {name}, {value:.4}", self.state.step);
+        self.listeners.emit(&Event::Note(&note))
+    }
+
+    /// Writes the weights that the run leaves: the policy's, and where they are kept the average's and the best ones.
+    fn write_results(&self, folder: &RunFolder, model: &Model) -> Result<()> {
+        let write =
+            |folder: &RunFolder, weights| results::write(folder, self.plan, model, &self.engine, weights);
+        write(folder, &self.state.policy)?;
+        if let Some(average) = &self.state.average {
+            write(&folder.part("ema")?, &average.weights)?;
+        }
+        if let Some(best) = self.best {
+            let found = self.store.load(best.step, self.engine.layout())?;
+            let part = folder.part("best")?;
+            write(&part, found.average.as_ref().unwrap_or(&found.policy))?;
+            part.describe_best(self.plan.train.keep_best.as_deref().unwrap_or_default(), best)?;
+        }
+        Ok(())
     }
 
     /// What a user can do when the guard has stopped the run.

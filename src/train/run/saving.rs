@@ -26,6 +26,7 @@ impl Run<'_> {
             initial: &state.initial,
             first_moment,
             second_moment,
+            average: state.average.as_ref().map(|average| &average.weights),
         };
         let rest = RunState {
             step: state.step,
@@ -92,6 +93,9 @@ impl Run<'_> {
         state.policy = found.policy;
         state.reference = found.reference;
         state.initial = found.initial;
+        if let (Some(average), Some(saved)) = (&mut state.average, found.average) {
+            average.weights = saved;
+        }
         state
             .adamw
             .restore(saved.optimizer_steps, found.first_moment, found.second_moment)?;

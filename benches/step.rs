@@ -6,9 +6,9 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use ortdpo::config::runtime::WeightCopies;
 use ortdpo::onnx::Model;
+use ortdpo::pipeline::denoiser::Geometry;
 use ortdpo::runtime::{self, Arena, SessionOptions};
 use ortdpo::train::bench::{BenchOptions, run};
-use ortdpo::train::denoiser::Geometry;
 use ortdpo::traingraph::Reference;
 
 const PAIRS: usize = 16;
@@ -32,6 +32,7 @@ fn steps(c: &mut Criterion) {
                         samples: 2 * PAIRS,
                         latent: [4, 16, 16],
                         text: [16, 96],
+                        added: None,
                     },
                     pairs: PAIRS,
                     rank: 8,

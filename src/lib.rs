@@ -16,6 +16,7 @@ pub mod objective;
 pub mod onnx;
 pub mod optim;
 pub mod params;
+pub mod pipeline;
 pub mod progress;
 pub mod reference;
 pub mod resample;

@@ -120,6 +120,16 @@ fn bar(name: &str, total: u64) -> ProgressBar {
         .with_prefix(name.to_owned())
 }
 
+/// `1:02:03` or `2:03`, rounded to whole seconds.
+pub fn clock(seconds: f64) -> String {
+    let seconds = seconds.round() as u64;
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match hours {
+        0 => format!("{minutes}:{seconds:02}"),
+        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
+    }
+}
+
 /// Nobody is told when standard error is closed: there is nobody left to tell.
 fn write_line(out: &mut dyn Write, text: &str) {
     writeln!(out, "{text}").ok();
@@ -180,6 +190,14 @@ mod tests {
         assert_eq!(
             (bar.position(), bar.length(), bar.prefix()),
             (2, Some(4), "work".into())
+        );
+    }
+
+    #[test]
+    fn times_are_written_as_on_a_clock() {
+        assert_eq!(
+            [0.0, 59.6, 3600.0, 36_061.0].map(clock),
+            ["0:00", "1:00", "1:00:00", "10:01:01"]
         );
     }
 }

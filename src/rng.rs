@@ -55,6 +55,10 @@ pub enum Purpose {
     Order = 9,
     /// Which image of a tied pair counts as preferred.
     Tie = 10,
+    /// Where a generated image starts; keyed by prompt and image.
+    ImageStart = 11,
+    /// The noise that a sampler adds to a generated image on its way, call by call.
+    ImageSteps = 12,
 }
 
 /// The source of all streams of a run.
@@ -77,6 +81,11 @@ impl Streams {
         material[9..17].copy_from_slice(&pair.0.to_le_bytes());
         material[17..].copy_from_slice(&visit.0.to_le_bytes());
         Stream::from_key(blake3::derive_key(PAIR_CONTEXT, &material))
+    }
+
+    /// The stream of a generated image, by the positions of its prompt and of the image among those of the prompt.
+    pub fn image(&self, purpose: Purpose, prompt: u64, image: u64) -> Stream {
+        self.pair(purpose, PairId(prompt), Visit(image))
     }
 
     /// The stream of something that has a name instead of a pair: a parameter's initial values.
@@ -137,7 +146,7 @@ mod tests {
 
     use super::*;
 
-    const PURPOSES: [Purpose; 11] = [
+    const PURPOSES: [Purpose; 13] = [
         Purpose::Noise,
         Purpose::Timestep,
         Purpose::Latent,
@@ -149,6 +158,8 @@ mod tests {
         Purpose::Probe,
         Purpose::Order,
         Purpose::Tie,
+        Purpose::ImageStart,
+        Purpose::ImageSteps,
     ];
 
     fn noise(seed: u64, pair: u64, visit: u64) -> Vec<f32> {

@@ -93,7 +93,7 @@ fn encodings_equal_those_made_in_python() {
             5e-3,
             &format!("log variance of row {row}"),
         );
-        let embedding = dataset.embedding(dataset.caption(index)).unwrap();
+        let embedding = dataset.embedding(dataset.caption(index)).unwrap().hidden;
         assert_near(
             embedding.iter(),
             &case["hidden"],

@@ -9,8 +9,8 @@ use ortdpo::diffusion::Timestep;
 use ortdpo::objective::{Dpo, Objective, Sft};
 use ortdpo::onnx::Model;
 use ortdpo::params::ParamSet;
+use ortdpo::pipeline::denoiser::Geometry;
 use ortdpo::runtime::SessionOptions;
-use ortdpo::train::denoiser::Geometry;
 use ortdpo::train::engine::{Engine, EngineOptions, PairInputs, Samples};
 use ortdpo::traingraph::{Reference, TrainableKind, Trainables};
 
@@ -51,6 +51,7 @@ fn samples(recorded: &Recorded, prediction: &str, both: bool) -> Samples {
             timesteps
         },
         text: if both { twice(&text) } else { text },
+        pooled: Vec::new(),
     }
 }
 
@@ -79,6 +80,7 @@ impl Case<'_> {
             samples,
             latent: [4, 8, 8],
             text: [5, 6],
+            added: None,
         };
         let options = EngineOptions {
             model: &model,

@@ -13,15 +13,16 @@ use ortdpo::config::{Sources, TrainPlan};
 use ortdpo::diffusion::Timestep;
 use ortdpo::objective::Dpo;
 use ortdpo::params::ParamSet;
+use ortdpo::pipeline::denoiser::Geometry;
 use ortdpo::reference::ReferenceRule;
 use ortdpo::rng::PairId;
 use ortdpo::runtime::{self, SessionOptions};
-use ortdpo::train::denoiser::Geometry;
 use ortdpo::train::draw::DrawnPair;
 use ortdpo::train::engine::{Engine, EngineOptions, Samples};
 use ortdpo::train::initial;
 use ortdpo::train::model::Model;
 use ortdpo::train::probe::Probe;
+use ortdpo::train::source::Text;
 use ortdpo::train::state::State;
 use ortdpo::train::step::{StepStats, Stepper};
 use ortdpo::traingraph::Reference;
@@ -30,6 +31,13 @@ const PROBE: usize = 6;
 const BETA: f64 = 2000.0;
 
 /// Row `index` of a recorded tensor.
+fn text(inputs: &Recorded, index: usize) -> Text {
+    Text {
+        hidden: row(inputs, "embeddings", index),
+        pooled: Vec::new(),
+    }
+}
+
 fn row(recorded: &Recorded, name: &str, index: usize) -> Vec<f32> {
     let len: usize = recorded.shape(name)[1..].iter().product();
     recorded.values(name)[index * len..(index + 1) * len]
@@ -92,6 +100,7 @@ impl Bench {
             samples,
             latent: [latent[1], latent[2], latent[3]],
             text: [text[1], text[2]],
+            added: None,
         }
     }
 
@@ -129,7 +138,7 @@ impl Bench {
                 score_gap: None,
                 latents: ["latents_w", "latents_l"].map(|name| row(&self.inputs, name, index)),
                 noise: noise.to_vec(),
-                text: row(&self.inputs, "embeddings", index),
+                text: text(&self.inputs, index),
             }
         };
         chosen.iter().zip(&timesteps).zip(noise).map(pair).collect()
@@ -148,7 +157,7 @@ impl Bench {
                 Timestep(self.inputs.values("probe.timesteps")[i] as u32),
                 &row(&self.inputs, "latents_w", pair),
                 &row(&self.inputs, "probe.noise", i),
-                &row(&self.inputs, "embeddings", pair),
+                &text(&self.inputs, pair),
             );
         }
         Probe::of_samples(batches, PROBE, engine, initial).unwrap()

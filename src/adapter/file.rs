@@ -104,7 +104,9 @@ pub fn write(
 /// A tensor that was read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReadTensor {
+    /// Dimensions, outermost first.
     pub shape: Vec<usize>,
+    /// Values, row-major.
     pub values: Vec<f32>,
 }
 
@@ -151,6 +153,13 @@ fn floats(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
                 .collect(),
         ),
         Dtype::F16 => Some(pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect()),
+        // Some writers keep a LoRA's alpha as a whole number.
+        Dtype::I64 => Some(
+            bytes
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes(b.try_into().expect("chunks of 8")) as f32)
+                .collect(),
+        ),
         Dtype::BF16 => Some(pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect()),
         _ => None,
     }

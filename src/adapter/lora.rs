@@ -173,14 +173,14 @@ fn normalised(
 }
 
 /// The scales that a file's metadata gives.
-struct FileScales {
+pub(super) struct FileScales {
     alpha: Option<f64>,
     by_module: Vec<(String, f64)>,
     rank_stabilised: bool,
 }
 
 impl FileScales {
-    fn read(path: &Path, prefix: &str, metadata: &Map<String, Value>) -> Result<Self> {
+    pub(super) fn read(path: &Path, prefix: &str, metadata: &Map<String, Value>) -> Result<Self> {
         let text = metadata.get(CONFIG).and_then(Value::as_str).unwrap_or("{}");
         let config: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
             let what = format!("has metadata `{CONFIG}` that is no JSON object: {error}");
@@ -210,7 +210,7 @@ impl FileScales {
     }
 
     /// Scale of a module with factors of this rank. A pattern names a module's whole path or its end.
-    fn of(&self, module: &str, rank: usize) -> f64 {
+    pub(super) fn of(&self, module: &str, rank: usize) -> f64 {
         let matches = |pattern: &str| {
             let head = module.strip_suffix(pattern.trim_start_matches('^'));
             head.is_some_and(|head| head.is_empty() || head.ends_with('.'))

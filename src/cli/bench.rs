@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use ortdpo::config::runtime::WeightCopies;
-use ortdpo::model_folder::{Component, ModelFolder};
+use ortdpo::model_folder::{Component, JsonFile, ModelFolder};
 use ortdpo::onnx::Model;
+use ortdpo::pipeline::denoiser::{Added, Geometry, TIME_IDS};
 use ortdpo::runtime::{self, Arena, ExecutionProvider, RuntimeOptions, SessionOptions};
 use ortdpo::train::bench::{self, BenchOptions, BenchReport};
-use ortdpo::train::denoiser::Geometry;
 use ortdpo::traingraph::Reference;
 use ortdpo::{Error, Result};
 
@@ -133,11 +133,25 @@ impl Bench {
             samples: 2 * self.pairs,
             latent: [natural(&unet, "in_channels")?, height, width],
             text: [tokens, natural(&unet, "cross_attention_dim")?],
+            added: added(&unet, [height, width])?,
         })
     }
 }
 
-fn natural(config: &ortdpo::model_folder::JsonFile, key: &str) -> Result<usize> {
+/// What SDXL's denoiser takes besides; the size of the image does not change the time of a step.
+fn added(unet: &JsonFile, latent: [usize; 2]) -> Result<Option<Added>> {
+    if unet.get("addition_embed_type").and_then(|v| v.as_str()) != Some("text_time") {
+        return Ok(None);
+    }
+    let all = natural(unet, "projection_class_embeddings_input_dim")?;
+    let ids = TIME_IDS * natural(unet, "addition_time_embed_dim")?;
+    Ok(Some(Added {
+        pooled: all.saturating_sub(ids),
+        size: latent.map(|side| 8 * side),
+    }))
+}
+
+fn natural(config: &JsonFile, key: &str) -> Result<usize> {
     let number = config.number(key)?;
     match number.fract() == 0.0 && number >= 1.0 {
         true => Ok(number as usize),

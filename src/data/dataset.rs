@@ -4,17 +4,16 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array2, Ix2};
 use serde_json::json;
 
 use super::cache::{Key, Store};
 use super::encoder::{Encoders, Identity};
 use super::fill::{EncodeOptions, OnProgress, Progress, Stage, caption_key, fill, view_key};
 use super::image::{PREPROCESSING_VERSION, View};
-use super::latent::{LatentScaling, Moments};
 use super::pair::{PairSource, Preference};
 use super::table::{Counts, IMPORTER_VERSION, PairRow, Table};
 use crate::model_folder::ContentHash;
+use crate::pipeline::{Embedding, LatentScaling, Moments};
 use crate::rng::PairId;
 use crate::{Error, Result};
 
@@ -28,6 +27,7 @@ pub struct Dataset {
     options: EncodeOptions,
     latent_shape: [usize; 3],
     text_shape: [usize; 2],
+    pooled_len: usize,
     has_variance: bool,
 }
 
@@ -82,13 +82,16 @@ impl Dataset {
             options,
             latent_shape: [0; 3],
             text_shape: [0; 2],
+            pooled_len: 0,
             has_variance: true,
         };
         let first = dataset.moments(0, View::CENTER)?;
         let (channels, height, width) = first[0].mean.dim();
         dataset.latent_shape = [channels, height, width];
         dataset.has_variance = first[0].logvar.is_some();
-        dataset.text_shape = dataset.embedding("")?.dim().into();
+        let empty = dataset.embedding("")?;
+        dataset.text_shape = empty.hidden.dim().into();
+        dataset.pooled_len = empty.pooled.map_or(0, |pooled| pooled.len());
         Ok(dataset)
     }
 
@@ -120,6 +123,11 @@ impl Dataset {
     /// Shape of a caption's embedding, (L,D).
     pub fn text_shape(&self) -> [usize; 2] {
         self.text_shape
+    }
+
+    /// Width of a caption's pooled embedding; 0 where the model has none.
+    pub fn pooled_len(&self) -> usize {
+        self.pooled_len
     }
 
     /// How latents are scaled when they are drawn.
@@ -184,16 +192,13 @@ impl Dataset {
         })
     }
 
-    /// Embedding of a caption of this split or of the empty one; (L,D).
+    /// Embedding of a caption of this split or of the empty one.
     ///
     /// # Errors
     /// The cache was damaged since it was opened.
-    pub fn embedding(&self, caption: &str) -> Result<Array2<f32>> {
-        let tensors = self.captions.read(caption_key(caption)).unwrap_or_default();
-        let embedding = tensors
-            .into_iter()
-            .next()
-            .and_then(|t| t.into_dimensionality::<Ix2>().ok());
+    pub fn embedding(&self, caption: &str) -> Result<Embedding> {
+        let tensors = self.captions.read(caption_key(caption));
+        let embedding = tensors.and_then(Embedding::from_tensors);
         embedding.ok_or_else(|| self.lost(&self.captions))
     }
 

@@ -63,12 +63,12 @@ fn pairs_get_their_own_latents_and_captions_the_preferred_first() {
             assert_eq!(mean, mean_of("whole", row, image), "row {row}, side {side}");
         }
     }
-    let embedding = dataset.embedding(dataset.caption(1)).unwrap();
+    let embedding = dataset.embedding(dataset.caption(1)).unwrap().hidden;
     assert_eq!(
         (dataset.caption(1), embedding[(2, 0)]),
         ("a blue circle", f32::from(b'b'))
     );
-    assert!(dataset.embedding("").unwrap().iter().all(|&v| v == 0.0));
+    assert!(dataset.embedding("").unwrap().hidden.iter().all(|&v| v == 0.0));
     assert_eq!(dataset.index_of(crate::rng::PairId(3)), Some(2));
     assert_eq!(dataset.index_of(crate::rng::PairId(2)), None);
 }

@@ -1,12 +1,11 @@
 //! What the cache needs of a model: encoders of images and captions, loaded only if there is something to
 //! encode.
 
-use ndarray::{Array2, ArrayView4};
+use ndarray::ArrayView4;
 
-use super::latent::{LatentScaling, Moments};
 use crate::Result;
 use crate::model_folder::ContentHash;
-use crate::text::Tokens;
+use crate::pipeline::{Embedding, LatentScaling, Moments, PromptTokens};
 
 /// Turns images into latent distributions.
 pub trait ImageEncoder {
@@ -23,13 +22,13 @@ pub trait CaptionEncoder {
     ///
     /// # Errors
     /// The tokenizer cannot read the caption.
-    fn tokenize(&self, caption: &str) -> Result<Tokens>;
+    fn tokenize(&self, caption: &str) -> Result<PromptTokens>;
 
-    /// Encodes tokenized captions; each becomes (L,D).
+    /// Encodes tokenized captions.
     ///
     /// # Errors
     /// The model fails or gives something else than embeddings.
-    fn encode(&mut self, captions: &[&Tokens]) -> Result<Vec<Array2<f32>>>;
+    fn encode(&mut self, captions: &[&PromptTokens]) -> Result<Vec<Embedding>>;
 }
 
 /// Hashes of all that shapes encodings, besides what is encoded: part of every cache key.
@@ -37,7 +36,7 @@ pub trait CaptionEncoder {
 pub struct Identity {
     /// The image encoder.
     pub images: ContentHash,
-    /// Tokenizer and text encoder.
+    /// Tokenizers and text encoders.
     pub captions: ContentHash,
 }
 

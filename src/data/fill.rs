@@ -17,7 +17,7 @@ use super::image::{Prepared, View};
 use super::pair::{PairSource, Preference};
 use super::table::{PairRow, Table};
 use super::views::Views;
-use crate::text::Tokens;
+use crate::pipeline::PromptTokens;
 use crate::{Error, Result};
 
 /// What preparing a data set is busy with.
@@ -354,13 +354,13 @@ fn encode_captions(
     table: &mut Table,
 ) -> Result<()> {
     let mut encoder = encoders.captions()?;
-    let tokens: Vec<Tokens> = table
+    let tokens: Vec<PromptTokens> = table
         .captions
         .iter()
         .map(|c| encoder.tokenize(c))
         .collect::<Result<_>>()?;
     table.counts.captions = tokens.len() as u64;
-    table.counts.truncated_captions = tokens.iter().filter(|t| t.truncated).count() as u64;
+    table.counts.truncated_captions = tokens.iter().filter(|t| t.truncated()).count() as u64;
     let empty = encoder.tokenize("")?;
     let all = table
         .captions
@@ -368,7 +368,7 @@ fn encode_captions(
         .map(String::as_str)
         .zip(&tokens)
         .chain([("", &empty)]);
-    let missing: Vec<(Key, &Tokens)> = all
+    let missing: Vec<(Key, &PromptTokens)> = all
         .map(|(caption, tokens)| (caption_key(caption), tokens))
         .filter(|(key, _)| !writer.store().contains(*key))
         .collect();
@@ -392,13 +392,13 @@ fn encode_captions(
 
 fn encode_batch(
     encoder: &mut dyn CaptionEncoder,
-    batch: &[(Key, &Tokens)],
+    batch: &[(Key, &PromptTokens)],
     writer: &mut Writer<'_>,
 ) -> Result<()> {
-    let tokens: Vec<&Tokens> = batch.iter().map(|(_, tokens)| *tokens).collect();
+    let tokens: Vec<&PromptTokens> = batch.iter().map(|(_, tokens)| *tokens).collect();
     let embeddings = encoder.encode(&tokens)?;
     for ((key, _), embedding) in batch.iter().zip(&embeddings) {
-        writer.append(*key, &[embedding.view().into_dyn()])?;
+        writer.append(*key, &embedding.tensors())?;
     }
     writer.commit()
 }

@@ -5,7 +5,7 @@
 //! (view, latents, prompt dropout, winner of a tie) comes from the pair's own streams, so that neither batch
 //! size nor resuming changes it.
 
-use ndarray::{Array3, Array4, ArrayViewMut2, ArrayViewMut3, Axis};
+use ndarray::{Array2, Array3, Array4, ArrayViewMut1, ArrayViewMut2, ArrayViewMut3, Axis};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,8 @@ pub struct PairBatch {
     pub rejected: Array4<f32>,
     /// Text embeddings, shared by both images of a pair; (B,L,D).
     pub text: Array3<f32>,
+    /// Pooled text embeddings; (B,P), P being 0 where the model has none.
+    pub pooled: Array2<f32>,
 }
 
 /// Hands out batches without end.
@@ -174,10 +176,11 @@ impl<'a> Loader<'a> {
         let mut preferred = Array4::zeros((pairs.len(), channels, height, width));
         let mut rejected = preferred.clone();
         let mut text = Array3::zeros((pairs.len(), length, size));
+        let mut pooled = Array2::zeros((pairs.len(), self.dataset.pooled_len()));
         let slots: Vec<_> = preferred
             .axis_iter_mut(Axis(0))
             .zip(rejected.axis_iter_mut(Axis(0)))
-            .zip(text.axis_iter_mut(Axis(0)))
+            .zip(text.axis_iter_mut(Axis(0)).zip(pooled.axis_iter_mut(Axis(0))))
             .zip(&pairs)
             .collect();
         slots
@@ -190,6 +193,7 @@ impl<'a> Loader<'a> {
             preferred,
             rejected,
             text,
+            pooled,
         })
     }
 
@@ -197,7 +201,7 @@ impl<'a> Loader<'a> {
         &self,
         pair: &BatchPair,
         slots: [ArrayViewMut3<f32>; 2],
-        mut text: ArrayViewMut2<f32>,
+        (mut text, mut pooled): (ArrayViewMut2<f32>, ArrayViewMut1<f32>),
     ) -> Result<()> {
         let view = self
             .dataset
@@ -218,7 +222,11 @@ impl<'a> Loader<'a> {
         } else {
             self.dataset.caption(pair.index)
         };
-        text.assign(&self.dataset.embedding(caption)?);
+        let embedding = self.dataset.embedding(caption)?;
+        text.assign(&embedding.hidden);
+        if let Some(own) = &embedding.pooled {
+            pooled.assign(own);
+        }
         Ok(())
     }
 }

@@ -118,7 +118,7 @@ fn dropped_prompts_are_empty_and_as_frequent_as_asked() {
         };
         assert_eq!(
             batch.text.index_axis(Axis(0), i),
-            dataset.embedding(caption).unwrap()
+            dataset.embedding(caption).unwrap().hidden
         );
     }
 }

@@ -15,7 +15,6 @@ mod decode;
 mod encoder;
 mod fill;
 pub mod image;
-mod latent;
 mod loader;
 #[cfg(test)]
 mod loader_tests;
@@ -34,7 +33,6 @@ use crate::config::data::{DataConfig, DataKind, Ties};
 pub use dataset::Dataset;
 pub use encoder::{CaptionEncoder, Encoders, Identity, ImageEncoder};
 pub use fill::{EncodeOptions, OnProgress, Progress, Stage};
-pub use latent::{LatentScaling, Moments};
 pub use loader::{BatchPair, Loader, LoaderState, PairBatch};
 pub use onnx_encoders::OnnxEncoders;
 pub use pair::{Pair, PairSource, Preference, Row, Rows};

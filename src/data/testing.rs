@@ -7,6 +7,7 @@ use ndarray::{Array2, Array3, ArrayView4, s};
 
 use super::*;
 use crate::model_folder::ContentHash;
+use crate::pipeline::{Embedding, LatentScaling, Moments, PromptTokens};
 use crate::text::Tokens;
 
 /// Length of an embedding; longer captions are cut.
@@ -80,20 +81,23 @@ impl ImageEncoder for &FakeEncoders {
 }
 
 impl CaptionEncoder for &FakeEncoders {
-    fn tokenize(&self, caption: &str) -> Result<Tokens> {
+    fn tokenize(&self, caption: &str) -> Result<PromptTokens> {
         let mut ids: Vec<i64> = caption.bytes().map(i64::from).collect();
         let truncated = ids.len() > CONTEXT;
         let used = ids.len().min(CONTEXT);
         ids.resize(CONTEXT, 0);
-        Ok(Tokens { ids, used, truncated })
+        Ok(PromptTokens(vec![Tokens { ids, used, truncated }]))
     }
 
     /// Each id and its negative.
-    fn encode(&mut self, captions: &[&Tokens]) -> Result<Vec<Array2<f32>>> {
+    fn encode(&mut self, captions: &[&PromptTokens]) -> Result<Vec<Embedding>> {
         add(&self.captions, captions.len());
         let sign = |column: usize| if column == 0 { 1.0 } else { -1.0 };
-        let embed = |tokens: &&Tokens| {
-            Array2::from_shape_fn((CONTEXT, 2), |(i, column)| tokens.ids[i] as f32 * sign(column))
+        let embed = |tokens: &&PromptTokens| Embedding {
+            hidden: Array2::from_shape_fn((CONTEXT, 2), |(i, column)| {
+                tokens.0[0].ids[i] as f32 * sign(column)
+            }),
+            pooled: None,
         };
         Ok(captions.iter().map(embed).collect())
     }

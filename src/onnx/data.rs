@@ -185,6 +185,22 @@ impl Constant {
         })
     }
 
+    /// All elements as `f64`, read from the external file if need be; `name` is the weight's, for the error.
+    pub fn read_floats(&self, name: &str) -> Result<Vec<f64>> {
+        let inline = Self {
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            data: TensorData::Inline(self.read_bytes()?),
+        };
+        inline.to_floats().ok_or_else(|| {
+            Error::bad(
+                format!("weight `{name}`"),
+                format!("is stored as {}", self.dtype),
+                "Export the model in fp32, fp16 or bf16.",
+            )
+        })
+    }
+
     /// All elements as bytes, read from the external file if need be.
     pub fn read_bytes(&self) -> Result<Bytes> {
         match &self.data {

@@ -1,8 +1,9 @@
 //! From latents, noise and timesteps to what the denoiser is fed.
 
-use super::denoiser::Geometry;
 use super::engine::Samples;
+use super::source::Text;
 use crate::diffusion::{NoiseSchedule, Timestep};
+use crate::pipeline::denoiser::Geometry;
 
 impl Samples {
     /// Room for the samples of one run.
@@ -12,6 +13,7 @@ impl Samples {
             target: Vec::with_capacity(geometry.samples * geometry.latent_len()),
             timesteps: Vec::with_capacity(geometry.samples),
             text: Vec::with_capacity(geometry.samples * geometry.text_len()),
+            pooled: Vec::with_capacity(geometry.samples * geometry.pooled_len()),
         }
     }
 
@@ -31,6 +33,7 @@ impl Samples {
         self.target.clear();
         self.timesteps.clear();
         self.text.clear();
+        self.pooled.clear();
     }
 
     /// Adds `latent` (C,H,W flat, scaled) noised to timestep `t`, with its training target.
@@ -40,7 +43,7 @@ impl Samples {
         t: Timestep,
         latent: &[f32],
         noise: &[f32],
-        text: &[f32],
+        text: &Text,
     ) {
         let start = self.noisy.len();
         let end = start + latent.len();
@@ -49,17 +52,20 @@ impl Samples {
         schedule.add_noise(t, latent, noise, &mut self.noisy[start..]);
         schedule.target(t, latent, noise, &mut self.target[start..]);
         self.timesteps.push(t);
-        self.text.extend_from_slice(text);
+        self.text.extend_from_slice(&text.hidden);
+        self.pooled.extend_from_slice(&text.pooled);
     }
 
     /// Repeats the last sample until there are `samples`: sessions run batches of one size.
     pub fn pad_to(&mut self, samples: usize) {
         let Some(&t) = self.timesteps.last() else { return };
         let (latent, text) = (self.noisy.len() / self.len(), self.text.len() / self.len());
+        let pooled = self.pooled.len() / self.len();
         while self.len() < samples {
             self.noisy.extend_from_within(self.noisy.len() - latent..);
             self.target.extend_from_within(self.target.len() - latent..);
             self.text.extend_from_within(self.text.len() - text..);
+            self.pooled.extend_from_within(self.pooled.len() - pooled..);
             self.timesteps.push(t);
         }
     }
@@ -67,6 +73,7 @@ impl Samples {
     /// The samples at `positions`, in that order.
     pub fn select(&self, positions: impl Iterator<Item = usize>) -> Self {
         let (latent, text) = (self.noisy.len() / self.len(), self.text.len() / self.len());
+        let pooled = self.pooled.len() / self.len();
         let mut chosen = Self::default();
         for i in positions {
             chosen
@@ -78,6 +85,9 @@ impl Samples {
             chosen
                 .text
                 .extend_from_slice(&self.text[i * text..(i + 1) * text]);
+            chosen
+                .pooled
+                .extend_from_slice(&self.pooled[i * pooled..(i + 1) * pooled]);
             chosen.timesteps.push(self.timesteps[i]);
         }
         chosen

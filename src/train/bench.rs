@@ -19,7 +19,7 @@ use crate::runtime::SessionOptions;
 use crate::traingraph::{Reference, Trainables};
 use crate::{Result, optim};
 
-use super::denoiser::Geometry;
+use crate::pipeline::denoiser::Geometry;
 
 /// What to time.
 #[derive(Debug, Clone)]
@@ -149,6 +149,7 @@ fn random_inputs(options: &BenchOptions) -> (Samples, PairInputs) {
         noisy: normal("noisy", g.samples * g.latent_len()),
         target: normal("target", g.samples * g.latent_len()),
         text: normal("text", g.samples * g.text_len()),
+        pooled: normal("pooled", g.samples * g.pooled_len()),
         timesteps,
     };
     let ones = vec![1.0; options.pairs];

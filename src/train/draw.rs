@@ -3,6 +3,7 @@
 
 use ndarray::{ArrayViewD, Axis};
 
+use super::source::Text;
 use crate::data::PairBatch;
 use crate::diffusion::Timestep;
 use crate::rng::{PairId, Purpose, Streams};
@@ -25,8 +26,8 @@ pub struct DrawnPair {
     pub latents: [Vec<f32>; 2],
     /// Noise, shared by both images, (C,H,W) flat.
     pub noise: Vec<f32>,
-    /// Text conditioning, (L,D) flat; that of the empty prompt where the prompt was dropped.
-    pub text: Vec<f32>,
+    /// Text conditioning; that of the empty prompt where the prompt was dropped.
+    pub text: Text,
 }
 
 impl DrawnPair {
@@ -50,7 +51,10 @@ impl DrawnPair {
                 score_gap: pair.score_gap,
                 latents,
                 noise,
-                text: flat(batch.text.index_axis(Axis(0), i).into_dyn()),
+                text: Text {
+                    hidden: flat(batch.text.index_axis(Axis(0), i).into_dyn()),
+                    pooled: flat(batch.pooled.index_axis(Axis(0), i).into_dyn()),
+                },
             }
         };
         (0..batch.pairs.len()).map(row).collect()

@@ -10,15 +10,17 @@ use std::sync::Arc;
 
 use ndarray::{ArrayViewD, IxDyn};
 
-use super::copies;
-use super::denoiser::{self, Geometry};
 use super::weights::weights_of;
 use crate::Result;
+use crate::autodiff::{ConvInputGradient, DeriveOptions};
 use crate::config::runtime::WeightCopies;
 use crate::diffusion::Timestep;
 use crate::objective::{Needs, Objective};
 use crate::onnx::{Graph, Model};
 use crate::params::{Layout, ParamSet};
+use crate::pipeline::denoiser::{self, Geometry, TIME_IDS};
+use crate::pipeline::network::{map_weights, session_over};
+use crate::pipeline::weight_copies;
 use crate::runtime::{Binding, Session, SessionOptions, SharedWeights, TensorView};
 use crate::tensor::{DType, Tensor};
 use crate::traingraph::step::{GRADIENT, POLICY, REFERENCE};
@@ -35,6 +37,8 @@ pub struct Samples {
     pub timesteps: Vec<Timestep>,
     /// Text conditioning, `[N,L,D]`.
     pub text: Vec<f32>,
+    /// Pooled text embeddings, `[N,P]`; empty where the model has none.
+    pub pooled: Vec<f32>,
 }
 
 /// Per-pair inputs of a step.
@@ -126,8 +130,12 @@ impl Runner {
         options: &SessionOptions,
     ) -> Result<Self> {
         let timestep_dtype = graph.dtype(graph.input("timestep")?);
-        let session = denoiser::session(graph, folder, weights, options)?;
-        let binding = Binding::new(&session)?;
+        let session = session_over(graph, folder, weights, options)?;
+        let mut binding = Binding::new(&session)?;
+        if let Some(added) = geometry.added {
+            let ids = added.time_ids().repeat(geometry.samples);
+            binding.keep("time_ids", Tensor::f32(&[geometry.samples, TIME_IDS], ids))?;
+        }
         Ok(Self {
             session,
             binding,
@@ -141,14 +149,20 @@ impl Runner {
         let n = self.geometry.samples;
         let [c, h, w] = self.geometry.latent;
         let [tokens, width] = self.geometry.text;
-        vec![
+        let mut inputs = vec![
             ("sample", TensorView::f32(&[n, c, h, w], &samples.noisy)),
             ("timestep", timesteps.into()),
             (
                 "encoder_hidden_states",
                 TensorView::f32(&[n, tokens, width], &samples.text),
             ),
-        ]
+        ];
+        if let Some(added) = self.geometry.added {
+            let pooled = TensorView::f32(&[n, added.pooled], &samples.pooled);
+            inputs.push(("text_embeds", pooled));
+            // `time_ids` never change: the binding keeps them.
+        }
+        inputs
     }
 
     /// The samples with their targets as named inputs.
@@ -255,8 +269,13 @@ impl Engine {
                 .map(|t| (t.name.clone(), t.shape.clone())),
         )?;
         let model_weights = weights_of(&graph, &trainables, &layout)?;
-        let weights = denoiser::map_weights(&graph)?;
-        let (derive, session) = copies::apply(options.copies, &graph, options.session.clone());
+        let weights = map_weights(&graph)?;
+        let (copies, session) = weight_copies::apply(options.copies, &graph, options.session.clone());
+        let conv_input = match copies {
+            true => ConvInputGradient::Flipped,
+            false => ConvInputGradient::Transpose,
+        };
+        let derive = DeriveOptions { conv_input };
         let shape = StepShape {
             pairs: options.pairs,
             whole_batch: options.whole_batch,

@@ -3,8 +3,6 @@
 mod batch;
 pub mod bench;
 pub mod checkpoint;
-mod copies;
-pub mod denoiser;
 pub mod draw;
 pub mod engine;
 pub mod evaluate;

@@ -3,11 +3,10 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::denoiser::Geometry;
 use super::engine::{Engine, EngineOptions};
 use super::initial;
 use super::model::Model;
-use super::source::{ReadyPair, Source};
+use super::source::{ReadyPair, Source, Text};
 use crate::config::adapter::AdapterConfig;
 use crate::config::objective::ObjectiveConfig;
 use crate::config::{Config, TrainPlan};
@@ -15,6 +14,7 @@ use crate::data::image::View;
 use crate::data::{self, Dataset, EncodeOptions, OnnxEncoders, Part, Stage};
 use crate::objective::Objective;
 use crate::params::ParamSet;
+use crate::pipeline::denoiser::{Added, Geometry};
 use crate::progress::Console;
 use crate::reference::ReferenceRule;
 use crate::rng::{PairId, Purpose, Streams, Visit};
@@ -172,6 +172,7 @@ pub fn engine(
             samples,
             latent: train.latent_shape(),
             text: train.text_shape(),
+            added: added(train),
         },
         pairs,
         whole_batch: plan.train.accumulate == 1,
@@ -202,6 +203,16 @@ pub fn engine(
     Ok((engine, initial))
 }
 
+/// SDXL's conditions for the images of a data set, which are all of one size.
+fn added(dataset: &Dataset) -> Option<Added> {
+    let side = dataset.options().resolution as usize;
+    let pooled = dataset.pooled_len();
+    (pooled > 0).then_some(Added {
+        pooled,
+        size: [side, side],
+    })
+}
+
 /// A data set as measurements see it: centred views, latents of the first visit.
 pub struct Measurable<'a>(pub &'a Dataset);
 
@@ -223,11 +234,14 @@ impl Source for Measurable<'_> {
                 .into_raw_vec_and_offset()
                 .0
         });
-        let text = self.0.embedding(self.0.caption(index))?;
+        let embedding = self.0.embedding(self.0.caption(index))?;
         Ok(ReadyPair {
             id,
             latents,
-            text: text.into_raw_vec_and_offset().0,
+            text: Text {
+                hidden: embedding.hidden.into_raw_vec_and_offset().0,
+                pooled: embedding.pooled.map_or(Vec::new(), |p| p.to_vec()),
+            },
         })
     }
 }

@@ -10,8 +10,17 @@ pub struct ReadyPair {
     pub id: PairId,
     /// Scaled latents of the preferred and the rejected image, (C,H,W) flat.
     pub latents: [Vec<f32>; 2],
-    /// Text conditioning of the prompt, (L,D) flat.
-    pub text: Vec<f32>,
+    /// Text conditioning of the prompt.
+    pub text: Text,
+}
+
+/// Text conditioning of one sample.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Text {
+    /// Hidden states of the text encoders, (L,D) flat.
+    pub hidden: Vec<f32>,
+    /// Pooled embedding (P); empty where the model has none.
+    pub pooled: Vec<f32>,
 }
 
 /// A split of encoded pairs.

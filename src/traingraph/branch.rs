@@ -87,6 +87,37 @@ pub fn inline(
         .collect())
 }
 
+/// An empty graph with the inputs of `body`, and which input stands for which: the start of a copy that
+/// [`finish_copy`] ends.
+pub fn begin_copy(body: &Graph) -> (Graph, HashMap<ValueId, ValueId>) {
+    let mut graph = Graph::new(&body.name, body.opset);
+    graph.ir_version = body.ir_version;
+    graph.other_opsets.clone_from(&body.other_opsets);
+    let input = |input: &ValueId| {
+        let id = graph.add_input(&body.name(*input), body.ty(*input).clone());
+        (*input, id)
+    };
+    let given = body.inputs.iter().map(input).collect();
+    (graph, given)
+}
+
+/// Copies `body` into `graph`, as [`inline`] does, with outputs of the same names.
+pub fn finish_copy(
+    mut graph: Graph,
+    body: &Graph,
+    given: &HashMap<ValueId, ValueId>,
+    weights: Option<&Weights>,
+) -> Result<Graph> {
+    let outputs = inline(&mut graph, body, given, weights, &mut SharedConstants::new())?;
+    for (old, new) in body.outputs.iter().zip(&outputs) {
+        graph.set_name(*new, body.name(*old));
+    }
+    graph.outputs = outputs;
+    graph.prune();
+    graph.index_nodes();
+    Ok(graph)
+}
+
 /// The value in `graph` that stands for `value` of the body; constants are brought over when first needed.
 fn mapped(
     graph: &mut Graph,

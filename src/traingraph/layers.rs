@@ -131,28 +131,31 @@ fn transposed_weight(graph: &Graph, made_by: &[Option<usize>], value: ValueId) -
 
 /// Module path of a node: from its name, its metadata, or the name of its weight.
 pub fn module_of(graph: &Graph, node: &Node, weight: ValueId) -> Option<String> {
+    scope_of(node)
+        .filter(|scope| !scope.is_empty())
+        .or_else(|| graph.name(weight).strip_suffix(".weight").map(str::to_owned))
+}
+
+/// Path of the module that a node was traced in, from its name (legacy exporter) or its metadata (dynamo).
+pub fn scope_of(node: &Node) -> Option<String> {
     if let Some(scoped) = node.name.strip_prefix('/') {
         let (module, _op) = scoped.rsplit_once('/')?;
         return Some(module.replace('/', "."));
     }
-    if let Some((_, scopes)) = node
+    let (_, scopes) = node
         .metadata
         .iter()
-        .find(|(k, _)| k == "pkg.torch.onnx.name_scopes")
-    {
-        // A Python list: the scopes from the outermost module inwards, then the name of the traced operation.
-        let scopes: Vec<&str> = scopes
-            .trim_matches(['[', ']'])
-            .split(", ")
-            .map(|s| s.trim_matches(['\'', '"']))
-            .collect();
-        if let [.., module, _operation] = scopes.as_slice()
-            && !module.is_empty()
-        {
-            return Some((*module).to_owned());
-        }
+        .find(|(k, _)| k == "pkg.torch.onnx.name_scopes")?;
+    // A Python list: the scopes from the outermost module inwards, then the name of the traced operation.
+    let scopes: Vec<&str> = scopes
+        .trim_matches(['[', ']'])
+        .split(", ")
+        .map(|s| s.trim_matches(['\'', '"']))
+        .collect();
+    match scopes.as_slice() {
+        [.., module, _operation] => Some((*module).to_owned()),
+        _ => None,
     }
-    graph.name(weight).strip_suffix(".weight").map(str::to_owned)
 }
 
 /// Whether `pattern` chooses `module`: the whole path, its end at a dot (PEFT's rule), or a pattern with `*`.

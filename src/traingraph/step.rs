@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 
-use super::branch::{SharedConstants, Weights, inline};
+use super::branch::{SharedConstants, Weights, begin_copy, inline};
 use super::head::{HeadInputs, head, quantities};
 use super::likelihood::errors;
 use super::trainable::Trainables;
@@ -94,14 +94,8 @@ struct Assembly<'a> {
 impl<'a> Assembly<'a> {
     /// Starts with the inputs of the denoiser, whose batch dimension tells the number of samples.
     fn new(name: &str, body: &'a Graph) -> Result<Self> {
-        let mut graph = Graph::new(name, body.opset);
-        graph.ir_version = body.ir_version;
-        graph.other_opsets.clone_from(&body.other_opsets);
-        let mut given = HashMap::new();
-        for input in &body.inputs {
-            let id = graph.add_input(&body.name(*input), body.ty(*input).clone());
-            given.insert(*input, id);
-        }
+        let (mut graph, given) = begin_copy(body);
+        graph.name = name.to_owned();
         let batch = body.shape(body.input("sample")?)[0];
         Ok(Self {
             graph,

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::branch::{self, SharedConstants};
+use super::branch;
 use crate::onnx::{Graph, TensorType, ValueId};
 use crate::{Error, Result};
 
@@ -44,14 +44,7 @@ pub fn per_sample(graph: Graph, batch: usize) -> Result<Graph> {
         let value = out.reshape(value, graph.shape(*end))?;
         given.insert(*end, value);
     }
-    let outputs = branch::inline(&mut out, &graph, &given, None, &mut SharedConstants::new())?;
-    for (old, new) in graph.outputs.iter().zip(&outputs) {
-        out.set_name(*new, graph.name(*old));
-    }
-    out.outputs = outputs;
-    out.prune();
-    out.index_nodes();
-    Ok(out)
+    branch::finish_copy(out, &graph, &given, None)
 }
 
 /// Follows `timestep` through nodes that only change its type or shape, to the values with one element per sample.

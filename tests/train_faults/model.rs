@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ortdpo::onnx::{self, Model, TensorData};
-use ortdpo::train::denoiser::{self, Geometry};
+use ortdpo::pipeline::denoiser::{self, Geometry};
 
 use super::common::fixtures;
 use super::common::train::{Workspace, copy};
@@ -91,6 +91,7 @@ fn with_external_data(pipeline: &Path) -> PathBuf {
         samples: 4,
         latent: [4, 8, 8],
         text: [16, 6],
+        added: None,
     };
     let mut graph = denoiser::load(&Model::read(&path).unwrap(), &geometry, false).unwrap();
     let file = pipeline.join("unet/model.onnx_data");

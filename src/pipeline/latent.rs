@@ -3,7 +3,7 @@
 use ndarray::{Array3, ArrayD, Ix3};
 
 use crate::Result;
-use crate::model_folder::{Component, ModelFolder};
+use crate::model_folder::{Component, JsonFile, ModelFolder};
 use crate::rng::Stream;
 
 /// Bounds within which diffusers' `DiagonalGaussianDistribution` keeps the log variance.
@@ -39,7 +39,7 @@ impl Moments {
     }
 
     /// `None` if the tensors are not those of [`Moments::tensors`].
-    pub(super) fn from_tensors(tensors: Vec<ArrayD<f32>>) -> Option<Self> {
+    pub(crate) fn from_tensors(tensors: Vec<ArrayD<f32>>) -> Option<Self> {
         let mut tensors = tensors.into_iter().map(|t| t.into_dimensionality::<Ix3>().ok());
         let mean = tensors.next()??;
         let logvar = match tensors.next() {
@@ -50,7 +50,7 @@ impl Moments {
     }
 
     /// The form in which the cache keeps them.
-    pub(super) fn tensors(&self) -> Vec<ndarray::ArrayViewD<'_, f32>> {
+    pub(crate) fn tensors(&self) -> Vec<ndarray::ArrayViewD<'_, f32>> {
         let logvar = self.logvar.as_ref().map(|l| l.view().into_dyn());
         std::iter::once(self.mean.view().into_dyn())
             .chain(logvar)
@@ -58,7 +58,7 @@ impl Moments {
     }
 
     /// Whether all values are numbers: VAEs in half precision overflow on some images.
-    pub(super) fn is_finite(&self) -> bool {
+    pub(crate) fn is_finite(&self) -> bool {
         let finite = |a: &Array3<f32>| a.iter().all(|v| v.is_finite());
         finite(&self.mean) && self.logvar.as_ref().is_none_or(finite)
     }
@@ -79,7 +79,14 @@ impl LatentScaling {
     /// # Errors
     /// The file is missing or has no `scaling_factor`.
     pub fn of(model: &ModelFolder) -> Result<Self> {
-        let config = model.config(Component::VaeEncoder)?;
+        Self::read(&model.config(Component::VaeEncoder)?)
+    }
+
+    /// Reads the config of either half of a VAE.
+    ///
+    /// # Errors
+    /// It has no `scaling_factor`.
+    pub fn read(config: &JsonFile) -> Result<Self> {
         let shift = match config.get("shift_factor") {
             Some(_) => config.number("shift_factor")?,
             None => 0.0,
@@ -92,6 +99,11 @@ impl LatentScaling {
 
     fn apply(self, value: f32) -> f32 {
         (value - self.shift) * self.factor
+    }
+
+    /// The VAE's latent from the denoiser's.
+    pub fn undo(self, value: f32) -> f32 {
+        value / self.factor + self.shift
     }
 }
 

@@ -13,10 +13,10 @@
 //!
 //! Narrow convolutions are what the blocked layout speeds up; wide ones, as in large models, hardly gain.
 
-use crate::autodiff::{ConvInputGradient, DeriveOptions};
-use crate::config::runtime::WeightCopies;
 use crate::onnx::Graph;
 use crate::runtime::SessionOptions;
+
+pub use crate::config::runtime::WeightCopies;
 
 /// Weights up to this size are copied under [`WeightCopies::Auto`], in bytes.
 const SMALL: usize = 512 << 20;
@@ -24,27 +24,19 @@ const SMALL: usize = 512 << 20;
 /// ONNX Runtime's passes that write weights anew.
 const COPYING_PASSES: [&str; 2] = ["NchwcTransformer", "ConstantFolding"];
 
-/// How the graphs and sessions of `denoiser` are to be built, starting from `session`.
-pub fn apply(
-    copies: WeightCopies,
-    denoiser: &Graph,
-    mut session: SessionOptions,
-) -> (DeriveOptions, SessionOptions) {
+/// Whether sessions over `denoiser` keep second copies, and their options, starting from `session`.
+pub fn apply(copies: WeightCopies, denoiser: &Graph, mut session: SessionOptions) -> (bool, SessionOptions) {
     let wanted = match copies {
         WeightCopies::All => true,
         WeightCopies::None => false,
         WeightCopies::Auto => weight_bytes(denoiser) <= SMALL,
-    };
-    let conv_input = match wanted {
-        true => ConvInputGradient::Flipped,
-        false => ConvInputGradient::Transpose,
     };
     if !wanted {
         session.prepack = false;
         let passes = COPYING_PASSES.map(str::to_owned);
         session.disabled_optimizers.extend(passes);
     }
-    (DeriveOptions { conv_input }, session)
+    (wanted, session)
 }
 
 fn weight_bytes(graph: &Graph) -> usize {

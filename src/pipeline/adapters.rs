@@ -1,0 +1,348 @@
+//! Adapter files applied to the graphs of a pipeline: no weights are written, a session over the graph reads the
+//! model's own file.
+//!
+//! Every adapted layer gets `y + B(A(x))`. Several adapters become one: their factors side by side, of rank r₁ + r₂ + …,
+//! each B multiplied by its scale (alpha / r, times the scale that was asked for).
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::factors::Factors;
+use super::replacement::replace_weights;
+use crate::adapter::content::{self, Content, ModuleFactors, ModuleName, listed};
+use crate::model_folder::{Component, ModelFolder};
+use crate::onnx::{Constant, Graph};
+use crate::traingraph::branch::{self, Weights};
+use crate::traingraph::{Layer, Trainables, find_layers};
+use crate::{Error, Result};
+
+/// An adapter file and how much it counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterRef {
+    /// A safetensors file, or the folder of a run.
+    pub path: PathBuf,
+    /// Factor of the change it makes; 1 as it was trained.
+    pub scale: f64,
+}
+
+impl FromStr for AdapterRef {
+    type Err = String;
+
+    /// `FILE` or `FILE:SCALE`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (path, scale) = match text.rsplit_once(':') {
+            Some((path, scale)) if !Path::new(text).exists() => match scale.parse::<f64>() {
+                Ok(scale) if scale.is_finite() => (path, scale),
+                Ok(_) => return Err(format!("{scale} is no factor")),
+                // A colon can be part of a path: whether there is such a file is seen when it is read.
+                Err(_) => (text, 1.0),
+            },
+            _ => (text, 1.0),
+        };
+        match path.is_empty() {
+            true => Err("names no file".into()),
+            false => Ok(Self {
+                path: path.into(),
+                scale,
+            }),
+        }
+    }
+}
+
+impl fmt::Display for AdapterRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.scale {
+            1.0 => write!(f, "{}", self.path.display()),
+            scale => write!(f, "{}:{scale}", self.path.display()),
+        }
+    }
+}
+
+impl AdapterRef {
+    /// The file itself: of a run's folder, what the run has trained.
+    ///
+    /// # Errors
+    /// It is a folder without such a file.
+    pub fn file(&self) -> Result<PathBuf> {
+        if !self.path.is_dir() {
+            return Ok(self.path.clone());
+        }
+        let known = [
+            "pytorch_lora_weights.safetensors",
+            "diffusion_pytorch_model.safetensors",
+        ];
+        let found = known
+            .map(|name| self.path.join(name))
+            .into_iter()
+            .find(|p| p.is_file());
+        found.ok_or_else(|| {
+            let what = format!("holds neither {}", known.join(" nor "));
+            Error::bad(
+                self.path.display().to_string(),
+                what,
+                "Name the adapter's file, or the folder of a finished run.",
+            )
+        })
+    }
+}
+
+/// A file that was read.
+#[derive(Debug)]
+struct Loaded {
+    path: PathBuf,
+    scale: f64,
+    content: Content,
+}
+
+/// The adapters of a pipeline; none by default.
+#[derive(Debug, Default)]
+pub struct Adapters {
+    files: Vec<Loaded>,
+}
+
+impl Adapters {
+    /// Reads adapter files for `model`.
+    ///
+    /// # Errors
+    /// A file is no adapter, or adapts a network that the pipeline does not have.
+    pub fn read(refs: &[AdapterRef], model: &ModelFolder) -> Result<Self> {
+        let read = |adapter: &AdapterRef| {
+            let path = adapter.file()?;
+            let loaded = Loaded {
+                content: content::read(&path)?,
+                scale: adapter.scale,
+                path,
+            };
+            loaded.check(model)?;
+            Ok(loaded)
+        };
+        Ok(Self {
+            files: refs.iter().map(read).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Whether any of them changes `component`.
+    pub fn adapts(&self, component: Component) -> bool {
+        let of_component = |file: &Loaded| match &file.content {
+            Content::Lora(modules) => modules.iter().any(|m| m.component == component),
+            Content::Full(_) => component == Component::Unet,
+        };
+        self.files.iter().any(of_component)
+    }
+
+    /// Whether any of them replaces whole weights of `component`: its graph must then keep parameters apart that the
+    /// exporter merged because they were equal.
+    pub fn replaces(&self, component: Component) -> bool {
+        let is_full = |file: &Loaded| matches!(file.content, Content::Full(_));
+        component == Component::Unet && self.files.iter().any(is_full)
+    }
+
+    /// `graph` of `component` with the adapters in it.
+    ///
+    /// # Errors
+    /// A file's modules or weights are not in the graph; they are listed with the nearest names.
+    pub fn apply(&self, graph: Graph, component: Component) -> Result<Graph> {
+        let graph = self.replaced(graph, component)?;
+        let adapted = self.by_layer(&graph, component)?;
+        if adapted.is_empty() {
+            return Ok(graph);
+        }
+        let (mut out, given) = branch::begin_copy(&graph);
+        let mut layers = Vec::new();
+        let mut values = Vec::new();
+        for (layer, factors) in adapted {
+            // Factors work on what the layer reads, in its type.
+            let dtype = graph.nodes[layer.node]
+                .input(0)
+                .map_or(crate::tensor::DType::F32, |x| graph.dtype(x));
+            for (side, (shape, numbers)) in [("lora_A", factors.down()), ("lora_B", factors.up())] {
+                let numbers: Vec<f64> = numbers.into_iter().map(f64::from).collect();
+                let name = format!("{}.{side}", layer.module);
+                values.push(out.add_constant(&name, Constant::floats(dtype, &shape, &numbers)));
+            }
+            layers.push(layer);
+        }
+        let trainables = Trainables {
+            adapted: layers,
+            scale: 1.0,
+            ..Trainables::default()
+        };
+        let weights = Weights {
+            trainables: &trainables,
+            values,
+        };
+        branch::finish_copy(out, &graph, &given, Some(&weights))
+    }
+
+    /// `graph` of `component` with the adapters added to its weights, which are read for that.
+    ///
+    /// # Errors
+    /// As [`Adapters::apply`]; also when weights cannot be read.
+    pub fn merge(&self, graph: Graph, component: Component) -> Result<Graph> {
+        let mut graph = self.replaced(graph, component)?;
+        for (layer, factors) in self.by_layer(&graph, component)? {
+            let merged = factors.added_to(&graph.constants[&layer.weight], &layer)?;
+            graph.constants[&layer.weight] = merged;
+        }
+        Ok(graph)
+    }
+
+    fn replaced(&self, mut graph: Graph, component: Component) -> Result<Graph> {
+        if component == Component::Unet {
+            for file in &self.files {
+                if let Content::Full(tensors) = &file.content {
+                    replace_weights(&mut graph, tensors, &file.path)?;
+                }
+            }
+        }
+        Ok(graph)
+    }
+
+    /// The layers that are adapted, each with all its factors.
+    fn by_layer(&self, graph: &Graph, component: Component) -> Result<Vec<(Layer, Factors)>> {
+        let layers = modules(graph, component);
+        let mut found: BTreeMap<usize, Factors> = BTreeMap::new();
+        for file in &self.files {
+            let Content::Lora(modules) = &file.content else {
+                continue;
+            };
+            let own: Vec<&ModuleFactors> = modules.iter().filter(|m| m.component == component).collect();
+            let known = Index::new(&layers);
+            let missing: Vec<&str> = own
+                .iter()
+                .filter(|m| known.find(&m.module).is_none())
+                .map(|m| m.module.as_str())
+                .collect();
+            if !missing.is_empty() {
+                return Err(unmatched(&file.path, component, &missing, &layers));
+            }
+            for module in own {
+                let Some(position) = known.find(&module.module) else {
+                    continue;
+                };
+                let factors = Factors::new(module, &layers[position], file.scale, &file.path)?;
+                match found.get_mut(&position) {
+                    Some(joined) => joined.join(&factors),
+                    None => drop(found.insert(position, factors)),
+                }
+            }
+        }
+        let with_layer = |(position, factors): (usize, Factors)| (layers[position].clone(), factors);
+        Ok(found.into_iter().map(with_layer).collect())
+    }
+}
+
+impl Loaded {
+    fn check(&self, model: &ModelFolder) -> Result<()> {
+        let refuse =
+            |what: String, remedy: &str| Err(Error::bad(self.path.display().to_string(), what, remedy));
+        match &self.content {
+            Content::Full(_) if self.scale != 1.0 => refuse(
+                format!("holds whole weights, which cannot be scaled by {}", self.scale),
+                "Give it without a scale.",
+            ),
+            Content::Full(_) => Ok(()),
+            Content::Lora(modules) => {
+                let foreign = modules
+                    .iter()
+                    .find(|m| !model.components().contains(&m.component));
+                match foreign {
+                    None => Ok(()),
+                    Some(module) => refuse(
+                        format!(
+                            "adapts {} (`{}`), which {} does not have",
+                            module.component,
+                            module.module.as_str(),
+                            model.root().display()
+                        ),
+                        "Give an adapter that was trained on this kind of model.",
+                    ),
+                }
+            }
+        }
+    }
+}
+
+/// Layers by both spellings of their names.
+struct Index<'a> {
+    paths: HashMap<&'a str, usize>,
+    flat: HashMap<String, usize>,
+}
+
+impl<'a> Index<'a> {
+    fn new(layers: &'a [Layer]) -> Self {
+        let numbered = || layers.iter().enumerate().map(|(i, l)| (l.module.as_str(), i));
+        Self {
+            paths: numbered().collect(),
+            flat: numbered().map(|(name, i)| (name.replace('.', "_"), i)).collect(),
+        }
+    }
+
+    fn find(&self, name: &ModuleName) -> Option<usize> {
+        match name {
+            ModuleName::Path(path) => self.paths.get(path.as_str()).copied(),
+            ModuleName::Flat(flat) => self.flat.get(flat).copied(),
+        }
+    }
+}
+
+/// The layers of a component under the names that adapters have for them.
+fn modules(graph: &Graph, component: Component) -> Vec<Layer> {
+    let mut layers = find_layers(graph);
+    if component != Component::Unet && component != Component::Transformer {
+        // Whatever the text encoder was exported in is no part of its names.
+        for layer in &mut layers {
+            if let Some(start) = layer.module.find("text_model.") {
+                layer.module.drain(..start);
+            }
+        }
+    }
+    layers
+}
+
+/// The error that modules of a file are not in the graph.
+fn unmatched(path: &Path, component: Component, missing: &[&str], layers: &[Layer]) -> Error {
+    let flat = |name: &str| name.replace('.', "_");
+    let nearest = |name: &str| {
+        let name = flat(name);
+        let likeness = |layer: &&Layer| strsim::normalized_damerau_levenshtein(&flat(&layer.module), &name);
+        layers.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+    };
+    let hints: Vec<String> = missing
+        .iter()
+        .take(3)
+        .filter_map(|name| Some(format!("`{}`", nearest(name)?.module)))
+        .collect();
+    let remedy = match hints.is_empty() {
+        true => "The network has no layer with a known name: export it again.".to_owned(),
+        false => format!("The nearest layers there are: {}.", hints.join(", ")),
+    };
+    Error::bad(
+        path.display().to_string(),
+        format!(
+            "adapts {} of {component} that the model does not have: {}",
+            if missing.len() == 1 { "a layer" } else { "layers" },
+            listed(missing)
+        ),
+        remedy,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scale_follows_the_last_colon() {
+        let parsed = |text: &str| text.parse::<AdapterRef>().unwrap();
+        assert_eq!(parsed("a.safetensors").scale, 1.0);
+        assert_eq!(parsed("a.safetensors:0.5").scale, 0.5);
+        assert_eq!(parsed("a.safetensors:-2").path, Path::new("a.safetensors"));
+        assert_eq!(parsed("C:\\a.safetensors").path, Path::new("C:\\a.safetensors"));
+        assert_eq!(parsed("b:0.25").to_string(), "b:0.25");
+        assert!("a:inf".parse::<AdapterRef>().is_err());
+        assert!(":0.5".parse::<AdapterRef>().is_err());
+    }
+}

@@ -1,0 +1,225 @@
+//! The denoiser of a pipeline folder: as a static graph with one timestep per sample, and in a session.
+
+use std::path::PathBuf;
+
+use half::f16;
+use ndarray::{ArrayD, IxDyn};
+
+use super::network::{map_weights, session_over};
+use super::weight_copies::{self, WeightCopies};
+use crate::onnx::{Dim, Dims, Graph, Model, SpecializeOptions, specialize};
+use crate::runtime::{Session, SessionOptions, TensorView};
+use crate::tensor::{DType, Tensor};
+use crate::traingraph::timestep;
+use crate::{Error, Result};
+
+/// Numbers in SDXL's `time_ids`: original size, crop, target size.
+pub const TIME_IDS: usize = 6;
+
+/// Sizes of everything the denoiser is fed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Samples per run; twice the pairs where samples come in pairs.
+    pub samples: usize,
+    /// Latent channels, height and width.
+    pub latent: [usize; 3],
+    /// Tokens and width of the text conditioning.
+    pub text: [usize; 2],
+    /// What SDXL's denoiser takes besides.
+    pub added: Option<Added>,
+}
+
+/// SDXL's conditions beside the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Added {
+    /// Width of the pooled text embedding.
+    pub pooled: usize,
+    /// Height and width of the image in pixels.
+    pub size: [usize; 2],
+}
+
+impl Added {
+    /// Original size, crop and target size of an image that was neither scaled nor cropped.
+    pub fn time_ids(&self) -> [f32; TIME_IDS] {
+        let [height, width] = self.size.map(|side| side as f32);
+        [height, width, 0.0, 0.0, height, width]
+    }
+}
+
+impl Geometry {
+    /// Values of one latent.
+    pub fn latent_len(&self) -> usize {
+        self.latent.iter().product()
+    }
+
+    /// Values of one text conditioning.
+    pub fn text_len(&self) -> usize {
+        self.text.iter().product()
+    }
+
+    /// Values of one pooled text embedding; 0 without.
+    pub fn pooled_len(&self) -> usize {
+        self.added.map_or(0, |added| added.pooled)
+    }
+
+    /// The same sizes for another number of samples.
+    pub fn with_samples(self, samples: usize) -> Self {
+        Self { samples, ..self }
+    }
+}
+
+/// Reads `model` and fixes its dimensions. `split_shared` makes parameters that the exporter merged separate again.
+///
+/// # Errors
+/// The model takes other inputs than a Stable Diffusion UNet, or other sizes.
+pub fn load(model: &Model, geometry: &Geometry, split_shared: bool) -> Result<Graph> {
+    let mut dims = Dims::default();
+    for input in model.inputs()? {
+        let declared = input.dims.as_deref();
+        let shape = match input.name.as_str() {
+            "sample" => {
+                let [c, h, w] = geometry.latent;
+                vec![geometry.samples, c, h, w]
+            }
+            "encoder_hidden_states" => vec![geometry.samples, geometry.text[0], geometry.text[1]],
+            "timestep" => match declared {
+                Some([]) => vec![],
+                Some([Dim::Fixed(n)]) => vec![*n],
+                _ => vec![geometry.samples],
+            },
+            "text_embeds" => {
+                let added = geometry.added.ok_or_else(|| no_pooled(model))?;
+                vec![geometry.samples, added.pooled]
+            }
+            "time_ids" => vec![geometry.samples, TIME_IDS],
+            other => {
+                return Err(Error::bad(
+                    model.path.display().to_string(),
+                    format!(
+                        "has an input `{other}`, which is not one of sample, timestep, encoder_hidden_states, \
+                         text_embeds, time_ids"
+                    ),
+                    "Export a UNet of the Stable Diffusion 1.x, 2.x or XL kind.",
+                ));
+            }
+        };
+        dims.shapes.insert(input.name, shape);
+    }
+    let graph = specialize(model, &SpecializeOptions { dims, split_shared })?;
+    timestep::per_sample(graph, geometry.samples)
+}
+
+fn no_pooled(model: &Model) -> Error {
+    Error::bad(
+        model.path.display().to_string(),
+        "takes a pooled text embedding (text_embeds), but the pipeline has no second text encoder to give one",
+        "Export the whole pipeline with `optimum-cli export onnx`.",
+    )
+}
+
+/// What a batch of samples is conditioned on, row by row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conditioning {
+    /// Hidden states of the text encoders, (N,L,D) flat.
+    pub text: Vec<f32>,
+    /// Pooled embeddings, (N,P) flat; empty where the denoiser takes none.
+    pub pooled: Vec<f32>,
+}
+
+/// A denoiser ready to predict a fixed number of samples at a time.
+#[derive(Debug)]
+pub struct Denoiser {
+    session: Session,
+    geometry: Geometry,
+    path: PathBuf,
+    output: String,
+}
+
+impl Denoiser {
+    /// A session over `graph`, which [`load`] made of `model` for `geometry`.
+    ///
+    /// # Errors
+    /// ONNX Runtime refuses the graph, or the weights are missing.
+    pub fn new(model: &Model, graph: &Graph, geometry: Geometry, options: &SessionOptions) -> Result<Self> {
+        let (_, options) = weight_copies::apply(WeightCopies::Auto, graph, options.clone());
+        let session = session_over(graph, model.folder(), &map_weights(graph)?, &options)?;
+        let output = session.outputs().first().map(|o| o.name.clone());
+        let output = output.ok_or_else(|| {
+            Error::bad(
+                model.path.display().to_string(),
+                "has no output",
+                "Export the UNet again.",
+            )
+        })?;
+        Ok(Self {
+            session,
+            geometry,
+            path: model.path.clone(),
+            output,
+        })
+    }
+
+    /// Sizes of a run.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Predictions (N,C,H,W) for `latents` (N,C,H,W), all at `timestep`.
+    ///
+    /// # Errors
+    /// The run fails, or predicts values that are no numbers.
+    pub fn predict(&mut self, latents: &[f32], timestep: f64, given: &Conditioning) -> Result<Vec<f32>> {
+        let n = self.geometry.samples;
+        let [c, h, w] = self.geometry.latent;
+        let [tokens, width] = self.geometry.text;
+        let pooled = self.geometry.pooled_len();
+        let time_ids = self
+            .geometry
+            .added
+            .map_or(Vec::new(), |added| added.time_ids().repeat(n));
+        let mut inputs: Vec<(String, Tensor)> = Vec::new();
+        for input in self.session.inputs() {
+            let tensor = match input.name.as_str() {
+                "sample" => typed(&[n, c, h, w], latents, input.dtype),
+                "encoder_hidden_states" => typed(&[n, tokens, width], &given.text, input.dtype),
+                "text_embeds" => typed(&[n, pooled], &given.pooled, input.dtype),
+                "time_ids" => typed(&[n, TIME_IDS], &time_ids, input.dtype),
+                _ => timesteps(timestep, n, input.dtype),
+            };
+            inputs.push((input.name.clone(), tensor));
+        }
+        let views: Vec<(&str, TensorView)> =
+            inputs.iter().map(|(name, t)| (name.as_str(), t.into())).collect();
+        let place = self.path.display().to_string();
+        let made = self.session.run(&views)?.take(&self.output)?.into_f32(&place)?;
+        if made.iter().any(|value| !value.is_finite()) {
+            let what = format!("predicts values that are no numbers at timestep {timestep}");
+            let remedy = "In half precision (fp16) a denoiser can overflow: export it in fp32. Otherwise its weights, \
+                          or those of an adapter, are damaged.";
+            return Err(Error::bad(place, what, remedy));
+        }
+        Ok(made.into_raw_vec_and_offset().0)
+    }
+}
+
+fn typed(shape: &[usize], values: &[f32], dtype: DType) -> Tensor {
+    match dtype {
+        DType::F16 => {
+            let halves = values.iter().map(|v| f16::from_f32(*v)).collect();
+            Tensor::F16(
+                ArrayD::from_shape_vec(IxDyn(shape), halves).expect("shape and values are built together"),
+            )
+        }
+        _ => Tensor::f32(shape, values.to_vec()),
+    }
+}
+
+/// The same timestep for every sample. Samplers that space timesteps unevenly ask for fractions, which a model with
+/// whole timesteps gets rounded.
+fn timesteps(timestep: f64, samples: usize, dtype: DType) -> Tensor {
+    match dtype {
+        DType::F32 | DType::F16 => typed(&[samples], &vec![timestep as f32; samples], dtype),
+        DType::I32 => Tensor::I32(ArrayD::from_elem(IxDyn(&[samples]), timestep.round() as i32)),
+        _ => Tensor::i64(&[samples], vec![timestep.round() as i64; samples]),
+    }
+}

@@ -1,0 +1,360 @@
+//! A text-to-image pipeline: prompts to images with the networks of a pipeline folder.
+//!
+//! ```text
+//! prompt ─► text.rs (tokenizers, text encoders) ─► Embedding ─┐
+//! noise ─► sampler ⇄ denoiser.rs, guidance.rs ◄───────────────┘
+//!             └─► latents ─► vae.rs ─► image
+//! adapters.rs: LoRA and fine-tuned weights in the graphs of denoiser and text encoders
+//! ```
+//!
+//! The data cache and training use the same encoders and the same static denoiser.
+
+pub mod adapters;
+pub mod denoiser;
+mod factors;
+pub mod guidance;
+mod hidden_states;
+mod latent;
+pub mod network;
+mod replacement;
+pub mod text;
+mod vae;
+pub mod weight_copies;
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use image::RgbImage;
+use ndarray::ArrayView4;
+
+use crate::diffusion::sampler::Sampler;
+use crate::model_folder::{Component, JsonFile, ModelFolder};
+use crate::onnx::{Dim, Model};
+use crate::runtime::SessionOptions;
+use crate::{Error, Result};
+use denoiser::{Added, Conditioning, Denoiser, Geometry};
+
+pub use adapters::{AdapterRef, Adapters};
+pub use guidance::Guidance;
+pub use latent::{LatentScaling, Moments};
+pub use text::{Embedding, PromptTokens, TextEncoders};
+pub use vae::{VaeDecoder, VaeEncoder};
+
+/// What is fixed when a pipeline is loaded.
+#[derive(Debug, Clone)]
+pub struct PipelineOptions {
+    /// How sessions are built.
+    pub session: SessionOptions,
+    /// Images made at a time.
+    pub batch: usize,
+    /// How predictions for prompt and negative prompt are combined.
+    pub guidance: Guidance,
+    /// Layers of the text encoders that are left out at the end, for prompts; not for the negative one, as in diffusers.
+    pub clip_skip: usize,
+    /// What images are moved away from. `None` is the empty prompt, or zeros where the pipeline says so, as SDXL does.
+    pub negative: Option<String>,
+    /// Height and width of the images in pixels; the model's own by default.
+    pub size: [Option<usize>; 2],
+}
+
+impl Default for PipelineOptions {
+    fn default() -> Self {
+        Self {
+            session: SessionOptions::default(),
+            batch: 1,
+            guidance: Guidance::new(7.5),
+            clip_skip: 0,
+            negative: None,
+            size: [None; 2],
+        }
+    }
+}
+
+/// A pipeline ready to make images of one size.
+#[derive(Debug)]
+pub struct Pipeline {
+    text: TextEncoders,
+    denoiser: Denoiser,
+    vae: VaeDecoder,
+    guidance: Guidance,
+    /// Images made at a time.
+    batch: usize,
+    /// Height and width in pixels.
+    size: [usize; 2],
+    /// What images are moved away from.
+    negative: Embedding,
+}
+
+/// Where the normal numbers of a sample come from: the start, or the noise that a sampler adds at a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Draw {
+    /// The initial latents.
+    Initial,
+    /// The noise of this call of the sampler.
+    Step(usize),
+}
+
+/// Fills in the normal numbers of one image of the batch.
+pub type NoiseSource<'a> = dyn FnMut(usize, Draw, &mut [f32]) + 'a;
+
+impl Pipeline {
+    /// Loads the networks of `model` with adapters.
+    ///
+    /// # Errors
+    /// A file is missing or is not what it should be; an adapter does not fit; the size is not one that the model can
+    /// make.
+    pub fn load(model: &ModelFolder, adapters: &[AdapterRef], options: &PipelineOptions) -> Result<Self> {
+        let adapters = Adapters::read(adapters, model)?;
+        let text_encoders = |skip| TextEncoders::load(model, &options.session, skip, &adapters);
+        let mut text = text_encoders(options.clip_skip)?;
+        let negative = match options.clip_skip {
+            0 => encode_negative(&mut text, model, options)?,
+            _ => encode_negative(&mut text_encoders(0)?, model, options)?,
+        };
+        let vae = VaeDecoder::load(model, &options.session)?;
+        let component = model.denoiser()?;
+        let unet = Model::read(model.network(component)?)?;
+        let sizes = Sizes::read(model, &unet)?;
+        let size = sizes.image(options.size)?;
+        let geometry = Geometry {
+            samples: options.batch * if options.guidance.is_on() { 2 } else { 1 },
+            latent: [sizes.channels, size[0] / sizes.vae, size[1] / sizes.vae],
+            text: negative.hidden.dim().into(),
+            added: negative.pooled.as_ref().map(|pooled| Added {
+                pooled: pooled.len(),
+                size,
+            }),
+        };
+        let graph = denoiser::load(&unet, &geometry, adapters.replaces(component))?;
+        let graph = adapters.apply(graph, component)?;
+
+        Ok(Self {
+            denoiser: Denoiser::new(&unet, &graph, geometry, &options.session)?,
+            text,
+            vae,
+            guidance: options.guidance,
+            batch: options.batch,
+            size,
+            negative,
+        })
+    }
+
+    /// Height and width of the images in pixels.
+    pub fn size(&self) -> [usize; 2] {
+        self.size
+    }
+
+    /// Shape of an image's latent, (C,H,W).
+    pub fn latent_shape(&self) -> [usize; 3] {
+        self.denoiser.geometry().latent
+    }
+
+    /// Images made at a time.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// What prompts condition the denoiser on.
+    ///
+    /// # Errors
+    /// A text encoder fails.
+    pub fn encode_prompts(&mut self, prompts: &[&str]) -> Result<Vec<Embedding>> {
+        let tokens: Vec<PromptTokens> = prompts
+            .iter()
+            .map(|p| self.text.tokenize(p))
+            .collect::<Result<_>>()?;
+        self.text.encode(&tokens.iter().collect::<Vec<_>>())
+    }
+
+    /// Latents (N,C,H,W) of one image per prompt, at most as many as a batch has. `on_step` hears how many calls of the
+    /// denoiser are done, and may stop.
+    ///
+    /// # Errors
+    /// The denoiser or the sampler fails; [`Error::Interrupted`] when `on_step` stopped.
+    pub fn sample(
+        &mut self,
+        sampler: &mut dyn Sampler,
+        prompts: &[&Embedding],
+        noise: &mut NoiseSource<'_>,
+        on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<Vec<f32>> {
+        let images = prompts.len();
+        let len = self.denoiser.geometry().latent_len();
+        let given = self.conditioning(prompts);
+        let mut latents = draw(noise, Draw::Initial, images, len);
+        let sigma = sampler.initial_sigma();
+        latents
+            .iter_mut()
+            .for_each(|v| *v = (f64::from(*v) * sigma) as f32);
+        let timesteps = sampler.timesteps().to_vec();
+        for (call, timestep) in timesteps.into_iter().enumerate() {
+            let mut scaled = latents.clone();
+            sampler.scale_input(call, &mut scaled);
+            let prediction = self.guided(&scaled, timestep, &given, images)?;
+            let fresh = sampler
+                .needs_noise(call)
+                .then(|| draw(noise, Draw::Step(call), images, len));
+            sampler.step(call, &prediction, &mut latents, fresh.as_deref())?;
+            if on_step(call + 1).is_break() {
+                return Err(Error::Interrupted("stopped while an image was made".into()));
+            }
+        }
+        Ok(latents)
+    }
+
+    /// Images from latents (N,C,H,W).
+    ///
+    /// # Errors
+    /// The VAE fails, or gives values that are no numbers.
+    pub fn decode(&mut self, latents: &[f32]) -> Result<Vec<RgbImage>> {
+        let [c, h, w] = self.latent_shape();
+        let images = latents.len() / (c * h * w);
+        let latents = ArrayView4::from_shape((images, c, h, w), latents)
+            .expect("the number of images was computed from the length");
+        self.vae.decode(latents)
+    }
+
+    /// Rows of a run: negative prompts first where there is guidance; the last image fills up the batch.
+    fn conditioning(&self, prompts: &[&Embedding]) -> Conditioning {
+        let filled = (0..self.batch).map(|i| prompts[i.min(prompts.len() - 1)]);
+        let away = std::iter::repeat_n(&self.negative, if self.guidance.is_on() { self.batch } else { 0 });
+        let rows: Vec<&Embedding> = away.chain(filled).collect();
+        Conditioning {
+            text: rows.iter().flat_map(|row| row.hidden.iter().copied()).collect(),
+            pooled: rows
+                .iter()
+                .flat_map(|row| row.pooled.iter().flatten().copied())
+                .collect(),
+        }
+    }
+
+    /// The guided prediction for `images` latents.
+    fn guided(
+        &mut self,
+        latents: &[f32],
+        timestep: f64,
+        given: &Conditioning,
+        images: usize,
+    ) -> Result<Vec<f32>> {
+        let len = self.denoiser.geometry().latent_len();
+        let mut batch = latents.to_vec();
+        while batch.len() < self.batch * len {
+            batch.extend_from_within(batch.len() - len..);
+        }
+        if self.guidance.is_on() {
+            batch.extend_from_within(..);
+        }
+        let mut prediction = self.denoiser.predict(&batch, timestep, given)?;
+        if self.guidance.is_on() {
+            let mut prompt = prediction.split_off(self.batch * len);
+            self.guidance.combine(&prediction, &mut prompt, len);
+            prediction = prompt;
+        }
+        prediction.truncate(images * len);
+        Ok(prediction)
+    }
+}
+
+fn encode_negative(
+    text: &mut TextEncoders,
+    model: &ModelFolder,
+    options: &PipelineOptions,
+) -> Result<Embedding> {
+    let tokens = text.tokenize(options.negative.as_deref().unwrap_or(""))?;
+    let embedding = text.encode(&[&tokens])?.remove(0);
+    let index = JsonFile::read(model.root().join("model_index.json"))?;
+    let forced = index
+        .get("force_zeros_for_empty_prompt")
+        .and_then(|v| v.as_bool());
+    let zeros = options.negative.is_none() && text::is_xl(model) && forced.unwrap_or(true);
+    Ok(if zeros { embedding.zeroed() } else { embedding })
+}
+
+fn draw(noise: &mut NoiseSource<'_>, what: Draw, images: usize, len: usize) -> Vec<f32> {
+    let mut values = vec![0.0; images * len];
+    for (image, slot) in values.chunks_exact_mut(len).enumerate() {
+        noise(image, what, slot);
+    }
+    values
+}
+
+/// What a model says about the sizes that it can make.
+struct Sizes {
+    unet: PathBuf,
+    /// Latent channels.
+    channels: usize,
+    /// Pixels per latent.
+    vae: usize,
+    /// Sides of a latent are multiples of this.
+    multiple: usize,
+    /// Height and width of the latents it was trained on.
+    natural: [usize; 2],
+    /// Height and width that the export fixes.
+    fixed: [Option<usize>; 2],
+}
+
+impl Sizes {
+    fn read(model: &ModelFolder, unet: &Model) -> Result<Self> {
+        let config = model.config(model.denoiser()?)?;
+        let levels = |config: &JsonFile| {
+            let channels = config.get("block_out_channels").and_then(|v| v.as_array());
+            channels.map_or(1, |c| 1 << c.len().saturating_sub(1))
+        };
+        let side = config.get("sample_size");
+        let pair = side.and_then(|v| v.as_array()).map(|sides| {
+            let side = |i: usize| sides.get(i).and_then(|v| v.as_u64()).unwrap_or(0) as usize;
+            [side(0), side(1)]
+        });
+        let natural = match pair {
+            Some(pair) => pair,
+            None => [config.number("sample_size")? as usize; 2],
+        };
+        let inputs = unet.inputs()?;
+        let sample = inputs.iter().find(|input| input.name == "sample");
+        let fixed = [2, 3].map(|axis| {
+            match sample
+                .and_then(|input| input.dims.as_deref())
+                .and_then(|dims| dims.get(axis))
+            {
+                Some(Dim::Fixed(size)) => Some(*size),
+                _ => None,
+            }
+        });
+        Ok(Self {
+            unet: unet.path.clone(),
+            channels: config.number("in_channels")? as usize,
+            vae: levels(&model.config(Component::VaeDecoder)?),
+            multiple: levels(&config),
+            natural,
+            fixed,
+        })
+    }
+
+    /// Height and width of the images.
+    fn image(&self, wanted: [Option<usize>; 2]) -> Result<[usize; 2]> {
+        let side = |axis: usize| {
+            let name = ["--height", "--width"][axis];
+            let natural = self.fixed[axis].unwrap_or(self.natural[axis]) * self.vae;
+            let side = wanted[axis].unwrap_or(natural);
+            let step = self.vae * self.multiple;
+            if let Some(fixed) = self.fixed[axis].filter(|fixed| fixed * self.vae != side) {
+                let what = format!(
+                    "is {side}, but {} was exported for images of {} pixels only",
+                    self.unet.display(),
+                    fixed * self.vae
+                );
+                let remedy = "Leave the option out, or export the model with dynamic height and width.";
+                return Err(Error::bad(name, what, remedy));
+            }
+            match side > 0 && side.is_multiple_of(step) {
+                true => Ok(side),
+                false => Err(Error::bad(
+                    name,
+                    format!("is {side}, which is not a multiple of {step}"),
+                    format!("{natural} is the model's own size."),
+                )),
+            }
+        };
+        Ok([side(0)?, side(1)?])
+    }
+}

@@ -1,0 +1,188 @@
+//! The two halves of a VAE: images to the moments of their latents, latents to images.
+//!
+//! The denoiser sees `(latent − shift_factor) · scaling_factor` ([`LatentScaling`]); decoding undoes that first.
+
+use image::RgbImage;
+use ndarray::{Array4, ArrayD, ArrayView3, ArrayView4, Axis, Ix4};
+use rayon::prelude::*;
+
+use super::latent::{LatentScaling, Moments};
+use super::network::Network;
+use crate::model_folder::{Component, ModelFolder};
+use crate::runtime::SessionOptions;
+use crate::tensor::{DType, Tensor};
+use crate::{Error, Result};
+
+/// Moments or latents from images.
+#[derive(Debug)]
+pub struct VaeEncoder {
+    network: Network,
+    /// The export gives means and log variances, one behind the other on the channel axis.
+    moments: bool,
+}
+
+impl VaeEncoder {
+    /// Loads the encoder of `model` for images of `resolution`².
+    ///
+    /// # Errors
+    /// The network is missing, takes other sizes, or is not a VAE encoder.
+    pub fn load(model: &ModelFolder, options: &SessionOptions, resolution: usize) -> Result<Self> {
+        let network = Network::load(model, Component::VaeEncoder, options, "sample")?;
+        let fixed = network
+            .input("sample")
+            .map(|i| i.dims.iter().skip(2).flatten().copied().collect());
+        let fixed: Vec<usize> = fixed.unwrap_or_default();
+        if let Some(size) = fixed.into_iter().find(|&size| size != resolution) {
+            let what = format!("takes images of {size} pixels, but data.resolution is {resolution}");
+            let remedy = "Set data.resolution to that, or export the model with dynamic height and width.";
+            return Err(Error::bad(network.place(), what, remedy));
+        }
+        let moments = network.has_output("latent_parameters");
+        match moments || network.has_output("latent_sample") {
+            true => Ok(Self { network, moments }),
+            false => Err(network.missing_output("latent_parameters (nor latent_sample)")),
+        }
+    }
+
+    /// Encodes images (N,3,R,R) with values in [-1, 1].
+    ///
+    /// # Errors
+    /// The model fails or gives something else than latents.
+    pub fn encode(&mut self, images: ArrayView4<f32>) -> Result<Vec<Moments>> {
+        let output = match self.moments {
+            true => "latent_parameters",
+            false => "latent_sample",
+        };
+        let latents = run_on_images(&mut self.network, "sample", images, output)?;
+        let channels = latents.len_of(Axis(1));
+        if self.moments && channels % 2 != 0 {
+            return Err(no_images(&self.network, output, latents.shape()));
+        }
+        let split = |latent: ArrayView3<f32>| match self.moments {
+            true => {
+                let (mean, logvar) = latent.split_at(Axis(0), channels / 2);
+                Moments {
+                    mean: mean.to_owned(),
+                    logvar: Some(logvar.to_owned()),
+                }
+            }
+            false => Moments {
+                mean: latent.to_owned(),
+                logvar: None,
+            },
+        };
+        Ok(latents.outer_iter().map(split).collect())
+    }
+}
+
+/// Pixels that are decoded in one run: a decoder needs hundreds of bytes for each.
+const PIXELS_AT_ONCE: usize = 512 * 1024;
+
+/// Images from latents.
+#[derive(Debug)]
+pub struct VaeDecoder {
+    network: Network,
+    scaling: LatentScaling,
+}
+
+impl VaeDecoder {
+    /// Loads the decoder of `model`.
+    ///
+    /// # Errors
+    /// The network or its config is missing, or it is not a VAE decoder.
+    pub fn load(model: &ModelFolder, options: &SessionOptions) -> Result<Self> {
+        let network = Network::load(model, Component::VaeDecoder, options, "latent_sample")?;
+        if !network.has_output("sample") {
+            return Err(network.missing_output("sample"));
+        }
+        let scaling = LatentScaling::read(&model.config(Component::VaeDecoder)?)?;
+        Ok(Self { network, scaling })
+    }
+
+    /// Height and width in latent units that the export fixes, if it does.
+    pub fn fixed_size(&self) -> Option<[usize; 2]> {
+        match self.network.input("latent_sample")?.dims.as_slice() {
+            [_, _, Some(height), Some(width)] => Some([*height, *width]),
+            _ => None,
+        }
+    }
+
+    /// Decodes scaled latents (N,C,H,W), as the sampler leaves them.
+    ///
+    /// # Errors
+    /// The network fails, or gives values that are no numbers or nothing but black, as VAEs in half precision do when
+    /// they overflow.
+    pub fn decode(&mut self, latents: ArrayView4<f32>) -> Result<Vec<RgbImage>> {
+        let unscaled = latents.mapv(|value| self.scaling.undo(value));
+        let pixels = 64 * latents.len_of(Axis(2)) * latents.len_of(Axis(3));
+        let at_once = (PIXELS_AT_ONCE / pixels.max(1)).max(1);
+        let mut images = Vec::with_capacity(latents.len_of(Axis(0)));
+        for part in unscaled.axis_chunks_iter(Axis(0), at_once) {
+            let decoded = run_on_images(&mut self.network, "latent_sample", part, "sample")?;
+            if decoded.len_of(Axis(1)) != 3 {
+                return Err(no_images(&self.network, "sample", decoded.shape()));
+            }
+            let views: Vec<ArrayView3<f32>> = decoded.outer_iter().collect();
+            let converted = views.into_par_iter().map(|view| self.to_image(view));
+            images.extend(converted.collect::<Result<Vec<_>>>()?);
+        }
+        Ok(images)
+    }
+
+    /// (3,H,W) in [-1, 1] to bytes, rounded as diffusers does.
+    fn to_image(&self, decoded: ArrayView3<f32>) -> Result<RgbImage> {
+        if decoded.iter().any(|value| !value.is_finite()) {
+            return Err(self.overflown("gives an image with values that are no numbers"));
+        }
+        let (_, height, width) = decoded.dim();
+        let image = RgbImage::from_fn(width as u32, height as u32, |x, y| {
+            let byte = |channel| {
+                let value = decoded[(channel, y as usize, x as usize)];
+                ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8
+            };
+            image::Rgb([byte(0), byte(1), byte(2)])
+        });
+        let halves = self
+            .network
+            .input("latent_sample")
+            .is_some_and(|input| input.dtype == DType::F16);
+        match halves && image.as_raw().iter().all(|byte| *byte == 0) {
+            true => Err(self.overflown("gives an image that is black all over")),
+            false => Ok(image),
+        }
+    }
+
+    fn overflown(&self, what: &str) -> Error {
+        let remedy = "A VAE in half precision (fp16) overflows, SDXL's own does for most images: export the VAE in \
+                      fp32, or take a repaired one such as sdxl-vae-fp16-fix.";
+        Error::bad(self.network.place(), what, remedy)
+    }
+}
+
+/// Runs a network whose one input and wanted output are (N,C,H,W).
+fn run_on_images(
+    network: &mut Network,
+    input: &'static str,
+    values: ArrayView4<f32>,
+    output: &str,
+) -> Result<Array4<f32>> {
+    let dtype = network.input(input).map_or(DType::F32, |i| i.dtype);
+    let place = network.place().to_owned();
+    let inputs = |indices: &[usize]| {
+        let chosen: ArrayD<f32> = values.select(Axis(0), indices).into_dyn();
+        Ok(vec![(input, Tensor::from_floats(&place, chosen, dtype)?)])
+    };
+    let made = network.run(values.len_of(Axis(0)), &inputs, &[output])?.remove(0);
+    let shape = made.shape().to_vec();
+    made.into_dimensionality::<Ix4>()
+        .map_err(|_| no_images(network, output, &shape))
+}
+
+fn no_images(network: &Network, output: &str, shape: &[usize]) -> Error {
+    let what = format!("gives {output} of shape {shape:?}, which is not what a VAE gives");
+    Error::bad(
+        network.place(),
+        what,
+        "Check that it is the VAE of a pipeline, exported by optimum.",
+    )
+}

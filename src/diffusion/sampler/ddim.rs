@@ -56,6 +56,21 @@ impl Ddim {
     }
 }
 
+impl Ddim {
+    /// Of each step: the shares of latents and model output in its mean, and its standard deviation. Clipping, where it is
+    /// configured, is left out: it is not linear.
+    pub(super) fn linear(&self) -> impl Iterator<Item = (f64, f64, f64)> {
+        self.steps.iter().map(|step| {
+            let share = |clean: f64, noise: f64| step.to_clean * clean + step.to_noise * noise;
+            (
+                share(step.clean.latents, step.noise.latents),
+                share(step.clean.output, step.noise.output),
+                step.fresh,
+            )
+        })
+    }
+}
+
 /// Refuses to divide by a signal that is not there.
 pub(super) fn check_first(config: &SamplerConfig, schedule: &NoiseSchedule, timesteps: &[f64]) -> Result<()> {
     let no_signal = timesteps

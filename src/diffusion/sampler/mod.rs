@@ -21,6 +21,7 @@ mod dpm_solver;
 mod estimate;
 mod euler;
 mod euler_ancestral;
+mod gaussian;
 mod pndm;
 mod sigmas;
 mod spacing;
@@ -31,6 +32,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use config::{FinalSigma, SamplerConfig, Spacing, Variance};
+pub use gaussian::{GaussianStep, gaussian_steps};
 
 use super::NoiseSchedule;
 use crate::{Error, Result};

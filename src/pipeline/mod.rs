@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! prompt ─► text.rs (tokenizers, text encoders) ─► Embedding ─┐
-//! noise ─► sampler ⇄ denoiser.rs, guidance.rs ◄───────────────┘
+//! noise ─► sampler ⇄ sampling.rs: denoiser.rs, guidance.rs ◄──┘
 //!             └─► latents ─► vae.rs ─► image
 //! adapters.rs: LoRA and fine-tuned weights in the graphs of denoiser and text encoders
 //! ```
@@ -17,6 +17,7 @@ mod hidden_states;
 mod latent;
 pub mod network;
 mod replacement;
+pub mod sampling;
 pub mod text;
 mod vae;
 pub mod weight_copies;
@@ -32,11 +33,13 @@ use crate::model_folder::{Component, JsonFile, ModelFolder};
 use crate::onnx::{Dim, Model};
 use crate::runtime::SessionOptions;
 use crate::{Error, Result};
-use denoiser::{Added, Conditioning, Denoiser, Geometry};
+use denoiser::{Added, Denoiser, Geometry};
+use sampling::Guided;
 
 pub use adapters::{AdapterRef, Adapters};
 pub use guidance::Guidance;
 pub use latent::{LatentScaling, Moments};
+pub use sampling::{Draw, NoiseSource};
 pub use text::{Embedding, PromptTokens, TextEncoders};
 pub use vae::{VaeDecoder, VaeEncoder};
 
@@ -84,18 +87,6 @@ pub struct Pipeline {
     /// What images are moved away from.
     negative: Embedding,
 }
-
-/// Where the normal numbers of a sample come from: the start, or the noise that a sampler adds at a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Draw {
-    /// The initial latents.
-    Initial,
-    /// The noise of this call of the sampler.
-    Step(usize),
-}
-
-/// Fills in the normal numbers of one image of the batch.
-pub type NoiseSource<'a> = dyn FnMut(usize, Draw, &mut [f32]) + 'a;
 
 impl Pipeline {
     /// Loads the networks of `model` with adapters.
@@ -178,28 +169,8 @@ impl Pipeline {
         noise: &mut NoiseSource<'_>,
         on_step: &mut dyn FnMut(usize) -> ControlFlow<()>,
     ) -> Result<Vec<f32>> {
-        let images = prompts.len();
-        let len = self.denoiser.geometry().latent_len();
-        let given = self.conditioning(prompts);
-        let mut latents = draw(noise, Draw::Initial, images, len);
-        let sigma = sampler.initial_sigma();
-        latents
-            .iter_mut()
-            .for_each(|v| *v = (f64::from(*v) * sigma) as f32);
-        let timesteps = sampler.timesteps().to_vec();
-        for (call, timestep) in timesteps.into_iter().enumerate() {
-            let mut scaled = latents.clone();
-            sampler.scale_input(call, &mut scaled);
-            let prediction = self.guided(&scaled, timestep, &given, images)?;
-            let fresh = sampler
-                .needs_noise(call)
-                .then(|| draw(noise, Draw::Step(call), images, len));
-            sampler.step(call, &prediction, &mut latents, fresh.as_deref())?;
-            if on_step(call + 1).is_break() {
-                return Err(Error::Interrupted("stopped while an image was made".into()));
-            }
-        }
-        Ok(latents)
+        Guided::new(&mut self.denoiser, self.guidance, prompts, &self.negative)
+            .sample(sampler, noise, on_step)
     }
 
     /// Images from latents (N,C,H,W).
@@ -212,46 +183,6 @@ impl Pipeline {
         let latents = ArrayView4::from_shape((images, c, h, w), latents)
             .expect("the number of images was computed from the length");
         self.vae.decode(latents)
-    }
-
-    /// Rows of a run: negative prompts first where there is guidance; the last image fills up the batch.
-    fn conditioning(&self, prompts: &[&Embedding]) -> Conditioning {
-        let filled = (0..self.batch).map(|i| prompts[i.min(prompts.len() - 1)]);
-        let away = std::iter::repeat_n(&self.negative, if self.guidance.is_on() { self.batch } else { 0 });
-        let rows: Vec<&Embedding> = away.chain(filled).collect();
-        Conditioning {
-            text: rows.iter().flat_map(|row| row.hidden.iter().copied()).collect(),
-            pooled: rows
-                .iter()
-                .flat_map(|row| row.pooled.iter().flatten().copied())
-                .collect(),
-        }
-    }
-
-    /// The guided prediction for `images` latents.
-    fn guided(
-        &mut self,
-        latents: &[f32],
-        timestep: f64,
-        given: &Conditioning,
-        images: usize,
-    ) -> Result<Vec<f32>> {
-        let len = self.denoiser.geometry().latent_len();
-        let mut batch = latents.to_vec();
-        while batch.len() < self.batch * len {
-            batch.extend_from_within(batch.len() - len..);
-        }
-        if self.guidance.is_on() {
-            batch.extend_from_within(..);
-        }
-        let mut prediction = self.denoiser.predict(&batch, timestep, given)?;
-        if self.guidance.is_on() {
-            let mut prompt = prediction.split_off(self.batch * len);
-            self.guidance.combine(&prediction, &mut prompt, len);
-            prediction = prompt;
-        }
-        prediction.truncate(images * len);
-        Ok(prediction)
     }
 }
 
@@ -268,14 +199,6 @@ fn encode_negative(
         .and_then(|v| v.as_bool());
     let zeros = options.negative.is_none() && text::is_xl(model) && forced.unwrap_or(true);
     Ok(if zeros { embedding.zeroed() } else { embedding })
-}
-
-fn draw(noise: &mut NoiseSource<'_>, what: Draw, images: usize, len: usize) -> Vec<f32> {
-    let mut values = vec![0.0; images * len];
-    for (image, slot) in values.chunks_exact_mut(len).enumerate() {
-        noise(image, what, slot);
-    }
-    values
 }
 
 /// What a model says about the sizes that it can make.

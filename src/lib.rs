@@ -18,6 +18,7 @@ pub mod optim;
 pub mod params;
 pub mod pipeline;
 pub mod progress;
+pub mod prompts;
 pub mod reference;
 pub mod resample;
 pub mod reward;

@@ -20,6 +20,7 @@ mod loader;
 mod loader_tests;
 mod onnx_encoders;
 mod pair;
+pub(crate) mod parquet_file;
 mod pickapic;
 mod shards;
 mod table;

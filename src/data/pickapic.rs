@@ -7,15 +7,15 @@
 //! Files are `SPLIT-*.parquet` or `SPLIT.parquet` in the folder, in its `data/`, or in its `SPLIT/`, taken in
 //! the order of their names. They are streamed: memory holds a few dozen rows, however large a row group is.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use arrow_array::{Array, BinaryArray, RecordBatch, StringArray, StructArray, cast::AsArray, types};
 use arrow_schema::{DataType, Schema};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
 use super::pair::{Pair, PairSource, Preference, Row, Rows};
+use super::parquet_file;
 use super::shards::{find_shards, list_parquet, split_of};
 use crate::model_folder::ContentHash;
 use crate::rng::PairId;
@@ -56,7 +56,7 @@ impl PickAPic {
         let mut shards = Vec::with_capacity(files.len());
         let mut first_row = 0;
         for path in files {
-            let reader = open_shard(&path)?;
+            let reader = parquet_file::open(&path)?;
             check_columns(&path, reader.schema())?;
             let rows = reader.metadata().file_metadata().num_rows().max(0) as u64;
             shards.push(Shard {
@@ -133,7 +133,7 @@ impl PairSource for PickAPic {
 
 impl Shard {
     fn rows(&self) -> Result<Rows<'static>> {
-        let builder = open_shard(&self.path)?;
+        let builder = parquet_file::open(&self.path)?;
         let columns = NEEDED.iter().chain(&OPTIONAL).map(|name| {
             // The path beside the bytes of a Hugging Face image is not worth reading.
             match builder.schema().field_with_name(name).map(|f| f.data_type()) {
@@ -148,32 +148,17 @@ impl Shard {
             .with_projection(mask)
             .with_batch_size(ROWS_AT_ONCE)
             .build()
-            .map_err(|e| unreadable(&path, &e))?;
+            .map_err(|e| parquet_file::unreadable(&path, &e))?;
         let mut next_id = self.first_row;
         Ok(Box::new(reader.flat_map(move |batch| {
             let rows: Vec<Result<Row>> = match batch {
                 Ok(batch) => Columns::of(&batch).rows(next_id),
-                Err(e) => vec![Err(unreadable(&path, &e))],
+                Err(e) => vec![Err(parquet_file::unreadable(&path, &e))],
             };
             next_id += rows.len() as u64;
             rows
         })))
     }
-}
-
-fn open_shard(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>> {
-    let file = File::open(path).map_err(Error::io(path, "open"))?;
-    // Without the writer's Arrow schema there is one way to read a string and one to read binary.
-    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(|e| unreadable(path, &e))
-}
-
-fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> Error {
-    Error::bad(
-        path.display().to_string(),
-        format!("cannot be read as parquet: {error}"),
-        "It may be incomplete: copy it again.",
-    )
 }
 
 fn check_columns(path: &Path, schema: &Schema) -> Result<()> {

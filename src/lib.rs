@@ -24,6 +24,7 @@ pub mod resample;
 pub mod reward;
 pub mod rng;
 pub mod runtime;
+pub mod score;
 pub mod tensor;
 pub mod text;
 pub mod timestep;

@@ -46,7 +46,7 @@ fn tiny_rewards_score_as_pytorch_does() {
     let (pictures, captions, expected) = held_out();
     let prompts: Vec<&str> = captions.iter().map(String::as_str).collect();
     // The pictures are JPEG files, which decoders read alike to a step or two of 255; tests/reward_parity.rs is exact.
-    for (name, tolerance) in [("clip", 0.02), ("judge", 0.005)] {
+    for (name, tolerance) in [("clip", 0.02), ("aesthetic", 0.02), ("judge", 0.005)] {
         let scores = open(name).score(&pictures, &prompts).unwrap();
         let expected: Vec<f64> = expected.iter().map(|case| case[name].as_f64().unwrap()).collect();
         let spread = expected.iter().copied().fold(f64::MIN, f64::max)

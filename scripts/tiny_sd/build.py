@@ -14,6 +14,7 @@ from export import export_pipeline
 from export_rewards import export_rewards
 from sample_pairs import make_pairs
 from tokenizer import build_tokenizer
+from train_aesthetic import train_aesthetic
 from train_judge import train_judge
 from train_reward import train_reward
 from train_unet import train_unet
@@ -45,12 +46,15 @@ class Build:
     def pairs(self):
         make_pairs(self.work, self.models / "tiny-sd/pairs", self.tokenizer)
 
+    def aesthetic(self):
+        train_aesthetic(self.work, self.world, self.tokenizer)
+
     def export(self):
         export_pipeline(self.work, self.models / "tiny-sd", self.tokenizer, "base")
         export_rewards(self.work, self.models / "tiny-rewards", self.tokenizer)
 
 
-STAGES = ["vae", "unet", "judge", "reward", "pairs", "export"]
+STAGES = ["vae", "unet", "judge", "reward", "pairs", "aesthetic", "export"]
 
 
 def main() -> None:

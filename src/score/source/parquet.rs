@@ -1,0 +1,189 @@
+//! Pictures in a parquet file: a column of image bytes, or of paths, and columns for everything else.
+
+use std::fs::File;
+use std::path::Path;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type};
+use arrow_array::{Array, RecordBatch};
+use arrow_schema::{DataType, Schema};
+use indexmap::IndexMap;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use serde_json::Value;
+
+use super::{Picture, Record, Source};
+use crate::{Error, Result};
+
+/// Rows held in memory at once.
+const ROWS_AT_ONCE: usize = 32;
+
+/// Columns that may hold pictures, as bytes or as Hugging Face's struct of bytes and path; the first that is there.
+const PICTURES: [&str; 5] = ["image", "jpg", "png", "webp", "bytes"];
+/// Columns that may hold prompts.
+const PROMPTS: [&str; 3] = ["prompt", "caption", "text"];
+
+/// Opens a file; its rows are read as they are asked for.
+pub(super) fn open(path: &Path) -> Result<Source> {
+    let unreadable = |e: &dyn std::fmt::Display| {
+        let remedy = "It may be incomplete: copy it again.";
+        Error::bad(
+            path.display().to_string(),
+            format!("cannot be read as parquet: {e}"),
+            remedy,
+        )
+    };
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    // Without the writer's Arrow schema there is one way to read a string and one to read binary.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let builder =
+        ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(|e| unreadable(&e))?;
+    let len = builder.metadata().file_metadata().num_rows() as usize;
+    let columns = Columns::of(path, builder.schema())?;
+    let reader = builder
+        .with_batch_size(ROWS_AT_ONCE)
+        .build()
+        .map_err(|e| unreadable(&e))?;
+    let (mut row, path) = (0, path.to_path_buf());
+    let records = reader.flat_map(move |batch| match batch {
+        Ok(batch) => {
+            let records: Vec<Result<Record>> = (0..batch.num_rows())
+                .map(|i| Ok(columns.record(&path, &batch, i, row + i)))
+                .collect();
+            row += records.len();
+            records
+        }
+        Err(e) => {
+            let what = format!("cannot be read as parquet: {e}");
+            vec![Err(Error::bad(
+                path.display().to_string(),
+                what,
+                "It may be incomplete: copy it again.",
+            ))]
+        }
+    });
+    Ok(Source {
+        len: Some(len),
+        records: Box::new(records),
+    })
+}
+
+/// Where in the schema things are.
+struct Columns {
+    picture: usize,
+    /// The picture column holds paths.
+    is_path: bool,
+    name: Option<usize>,
+    prompt: Option<usize>,
+    others: Vec<(String, usize)>,
+}
+
+impl Columns {
+    fn of(path: &Path, schema: &Schema) -> Result<Self> {
+        let find = |names: &[&str], fits: fn(&DataType) -> bool| {
+            names.iter().find_map(|name| {
+                let index = schema.index_of(name).ok()?;
+                fits(schema.field(index).data_type()).then_some(index)
+            })
+        };
+        let name = find(&["file"], |t| *t == DataType::Utf8);
+        let bytes = find(&PICTURES, is_image);
+        let Some(picture) = bytes.or(name) else {
+            let present: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+            return Err(Error::bad(
+                path.display().to_string(),
+                format!("has no column of pictures; it has {}", present.join(", ")),
+                format!(
+                    "Name a column with image bytes {}, or one with paths `file`.",
+                    PICTURES.join(", ")
+                ),
+            ));
+        };
+        let prompt = find(&PROMPTS, |t| *t == DataType::Utf8);
+        let used = [Some(picture), name, prompt];
+        let others = schema.fields().iter().enumerate();
+        let others =
+            others.filter(|(index, field)| !used.contains(&Some(*index)) && is_scalar(field.data_type()));
+        Ok(Self {
+            picture,
+            is_path: bytes.is_none(),
+            name,
+            prompt,
+            others: others
+                .map(|(index, field)| (field.name().clone(), index))
+                .collect(),
+        })
+    }
+
+    fn record(&self, path: &Path, batch: &RecordBatch, row: usize, number: usize) -> Record {
+        let text = |column: usize| {
+            let column = batch.column(column);
+            column
+                .is_valid(row)
+                .then(|| column.as_string::<i32>().value(row).to_owned())
+        };
+        let name = self.name.and_then(text);
+        let picture = match self.is_path {
+            true => Picture::File(
+                path.parent()
+                    .unwrap_or(Path::new(""))
+                    .join(name.clone().unwrap_or_default()),
+            ),
+            // No bytes are reported like any other picture that cannot be decoded.
+            false => Picture::Bytes(image_bytes(batch.column(self.picture), row).unwrap_or_default()),
+        };
+        let fields: IndexMap<String, Value> = self
+            .others
+            .iter()
+            .map(|(name, column)| (name.clone(), scalar(batch.column(*column), row)))
+            .collect();
+        Record {
+            file: name.unwrap_or_else(|| format!("{}#{number}", path.display())),
+            picture,
+            prompt: self.prompt.and_then(text),
+            fields,
+        }
+    }
+}
+
+fn is_image(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Binary => true,
+        DataType::Struct(fields) => fields
+            .iter()
+            .any(|f| f.name() == "bytes" && *f.data_type() == DataType::Binary),
+        _ => false,
+    }
+}
+
+fn image_bytes(column: &dyn Array, row: usize) -> Option<Vec<u8>> {
+    let bytes = match column.as_struct_opt() {
+        Some(image) => image.is_valid(row).then(|| image.column_by_name("bytes"))??,
+        None => {
+            return column
+                .is_valid(row)
+                .then(|| column.as_binary::<i32>().value(row).to_vec());
+        }
+    };
+    bytes
+        .is_valid(row)
+        .then(|| bytes.as_binary::<i32>().value(row).to_vec())
+}
+
+fn is_scalar(data_type: &DataType) -> bool {
+    use DataType::{Boolean, Float32, Float64, Int32, Int64, Utf8};
+    matches!(data_type, Boolean | Float32 | Float64 | Int32 | Int64 | Utf8)
+}
+
+fn scalar(column: &dyn Array, row: usize) -> Value {
+    if column.is_null(row) {
+        return Value::Null;
+    }
+    match column.data_type() {
+        DataType::Boolean => column.as_boolean().value(row).into(),
+        DataType::Float32 => f64::from(column.as_primitive::<Float32Type>().value(row)).into(),
+        DataType::Float64 => column.as_primitive::<Float64Type>().value(row).into(),
+        DataType::Int32 => column.as_primitive::<Int32Type>().value(row).into(),
+        DataType::Int64 => column.as_primitive::<Int64Type>().value(row).into(),
+        _ => column.as_string::<i32>().value(row).into(),
+    }
+}

@@ -30,7 +30,7 @@ pub(super) struct Chunk {
 pub(super) struct Prepared {
     pub record: Record,
     /// Per tower its features, if they are known, and their name in the cache; nothing where there is a problem.
-    pub features: Vec<(Key, Option<Array1<f32>>)>,
+    pub features: Features,
     pub problem: Option<String>,
 }
 
@@ -72,8 +72,8 @@ pub(super) struct Preparer {
 
 type Features = Vec<(Key, Option<Array1<f32>>)>;
 
-/// What one record gives: itself, and pixels per preprocessor where they are needed.
-type One = (Prepared, Vec<Option<Vec<f32>>>);
+/// Pixels per preprocessor, where they are needed.
+type Planes = Vec<Option<Vec<f32>>>;
 
 impl Preparer {
     /// Ends early, without a word, when nobody receives any more.
@@ -93,7 +93,7 @@ impl Preparer {
     }
 
     fn prepare(&self, batch: Vec<Record>) -> Chunk {
-        let ones: Vec<One> = batch
+        let ones: Vec<(Prepared, Planes)> = batch
             .into_par_iter()
             .with_max_len(1)
             .map(|record| self.one(record))
@@ -114,7 +114,7 @@ impl Preparer {
         chunk
     }
 
-    fn one(&self, mut record: Record) -> One {
+    fn one(&self, mut record: Record) -> (Prepared, Planes) {
         let outcome = self.pixels(&record);
         if let Picture::Bytes(bytes) = &mut record.picture {
             // Nobody looks at them again.
@@ -132,7 +132,7 @@ impl Preparer {
         (prepared, pixels)
     }
 
-    fn pixels(&self, record: &Record) -> Result<(Features, Vec<Option<Vec<f32>>>), String> {
+    fn pixels(&self, record: &Record) -> Result<(Features, Planes), String> {
         let bytes = record.picture.read()?;
         let content = Key::of(&[&bytes]);
         let prompt = record.prompt.as_deref().unwrap_or_default();

@@ -25,6 +25,8 @@ pub mod reward;
 pub mod rng;
 pub mod runtime;
 pub mod score;
+pub mod stats;
+pub mod table;
 pub mod tensor;
 pub mod text;
 pub mod timestep;

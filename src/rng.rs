@@ -59,6 +59,12 @@ pub enum Purpose {
     ImageStart = 11,
     /// The noise that a sampler adds to a generated image on its way, call by call.
     ImageSteps = 12,
+    /// Which observations a bootstrap draws; keyed by the statistic's name.
+    Bootstrap = 20,
+    /// Which image of a pair a rater of the Bradley-Terry model prefers; keyed by the pair.
+    Rater = 21,
+    /// Which prompts are held out; keyed by the prompt.
+    Split = 22,
 }
 
 /// The source of all streams of a run.
@@ -146,7 +152,7 @@ mod tests {
 
     use super::*;
 
-    const PURPOSES: [Purpose; 13] = [
+    const PURPOSES: [Purpose; 16] = [
         Purpose::Noise,
         Purpose::Timestep,
         Purpose::Latent,
@@ -160,6 +166,9 @@ mod tests {
         Purpose::Tie,
         Purpose::ImageStart,
         Purpose::ImageSteps,
+        Purpose::Bootstrap,
+        Purpose::Rater,
+        Purpose::Split,
     ];
 
     fn noise(seed: u64, pair: u64, visit: u64) -> Vec<f32> {

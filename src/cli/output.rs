@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 
 use clap::ValueEnum;
-use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
+use ortdpo::table::{self, Table};
 use ortdpo::{Error, Result};
 use serde::Serialize;
 
@@ -33,18 +33,9 @@ pub fn json(report: &impl Serialize) -> Result<()> {
     line(serde_json::to_string_pretty(report).expect("the report has only string keys"))
 }
 
-/// A table with a line under its head and none elsewhere, as wide as the terminal at most.
+/// A table of words for people.
 pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
-    let mut table = Table::new();
-    table
-        .load_style(TableStyle::new().header_separator(LineStyle::none().fill('-').junction('-')))
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(head)
-        .add_rows(rows);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.trim_fmt()
+    Table::of_text(head, rows).render(table::Format::Text)
 }
 
 /// Whether `error` only says that the reader of our output has gone.

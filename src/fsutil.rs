@@ -40,3 +40,16 @@ pub fn write_atomically_with(
         .map_err(|e| Error::io(path, "write")(e.error))?;
     Ok(())
 }
+
+/// Files of fewer bytes are copied, not linked: people edit them.
+const SMALL: u64 = 1 << 20;
+
+/// Puts a file with the content of `from` at `to`: weights as a hard link where the disk allows, so that they exist once;
+/// small files as a copy, so that editing one leaves the other.
+pub fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
+    let bytes = std::fs::metadata(from).map_err(Error::io(from, "read"))?.len();
+    if bytes >= SMALL && std::fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    std::fs::copy(from, to).map(drop).map_err(Error::io(to, "write"))
+}

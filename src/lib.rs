@@ -10,6 +10,7 @@ pub mod diffusion;
 pub mod draws;
 mod error;
 pub mod fsutil;
+pub mod generate;
 pub mod margin;
 pub mod model_folder;
 pub mod objective;

@@ -5,6 +5,8 @@ pub mod derive;
 pub mod dims;
 pub mod doctor;
 pub mod fault;
+pub mod generate;
+pub mod merge;
 pub mod output;
 pub mod show;
 pub mod train;
@@ -27,6 +29,8 @@ Examples:
                                     what a training step costs here
   ortdpo train --config examples/stable-ema.yaml
                                     preference training
+  ortdpo generate --model models/tiny-sd --prompt 'a small apple on a blue background' --output out
+                                    images
 
 Exit codes: 0 done, 2 something in the input to mend, 130 interrupted, 1 anything else.";
 
@@ -57,6 +61,8 @@ enum Command {
     Bench(bench::Bench),
     Derive(derive::Derive),
     Doctor(doctor::Doctor),
+    Generate(generate::Generate),
+    Merge(merge::Merge),
     Show(show::Show),
     Train(train::Train),
 }
@@ -74,6 +80,8 @@ impl Cli {
             Command::Bench(command) => command.run(),
             Command::Derive(command) => command.run(),
             Command::Doctor(command) => command.run(),
+            Command::Generate(command) => command.run(self.global.quiet),
+            Command::Merge(command) => command.run(),
             Command::Show(command) => command.run(),
             Command::Train(command) => command.run(self.global.quiet),
         }

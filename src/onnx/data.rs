@@ -185,13 +185,36 @@ impl Constant {
         })
     }
 
-    /// All elements as `f64`, read from the external file if need be; `name` is the weight's, for the error.
-    pub fn read_floats(&self, name: &str) -> Result<Vec<f64>> {
-        let inline = Self {
+    /// Number of bytes of the elements.
+    pub fn byte_len(&self) -> usize {
+        self.len() * self.dtype.size()
+    }
+
+    /// The same type and shape with other elements in memory.
+    pub(super) fn with_bytes(&self, bytes: Bytes) -> Self {
+        self.with_data(TensorData::Inline(bytes))
+    }
+
+    /// The same type and shape with its elements in a file.
+    pub(super) fn at(&self, file: PathBuf, offset: u64, length: u64) -> Self {
+        self.with_data(TensorData::External {
+            file: Arc::new(file),
+            offset,
+            length,
+        })
+    }
+
+    fn with_data(&self, data: TensorData) -> Self {
+        Self {
             dtype: self.dtype,
             shape: self.shape.clone(),
-            data: TensorData::Inline(self.read_bytes()?),
-        };
+            data,
+        }
+    }
+
+    /// All elements as `f64`, read from the external file if need be; `name` is the weight's, for the error.
+    pub fn read_floats(&self, name: &str) -> Result<Vec<f64>> {
+        let inline = self.with_bytes(self.read_bytes()?);
         inline.to_floats().ok_or_else(|| {
             Error::bad(
                 format!("weight `{name}`"),

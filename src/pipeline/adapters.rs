@@ -13,7 +13,7 @@ use super::factors::Factors;
 use super::replacement::replace_weights;
 use crate::adapter::content::{self, Content, ModuleFactors, ModuleName, listed};
 use crate::model_folder::{Component, ModelFolder};
-use crate::onnx::{Constant, Graph};
+use crate::onnx::{Constant, Graph, Node, Replacement};
 use crate::traingraph::branch::{self, Weights};
 use crate::traingraph::{Layer, Trainables, find_layers};
 use crate::{Error, Result};
@@ -176,17 +176,46 @@ impl Adapters {
         branch::finish_copy(out, &graph, &given, Some(&weights))
     }
 
-    /// `graph` of `component` with the adapters added to its weights, which are read for that.
+    /// The weights of `graph` that the adapters change, by name: each is read and made when it is asked for.
     ///
     /// # Errors
-    /// As [`Adapters::apply`]; also when weights cannot be read.
-    pub fn merge(&self, graph: Graph, component: Component) -> Result<Graph> {
-        let mut graph = self.replaced(graph, component)?;
-        for (layer, factors) in self.by_layer(&graph, component)? {
-            let merged = factors.added_to(&graph.constants[&layer.weight], &layer)?;
-            graph.constants[&layer.weight] = merged;
+    /// As [`Adapters::apply`]; also when layers share one weight and the adapters differ.
+    pub fn merged<'a>(
+        &'a self,
+        graph: &Graph,
+        component: Component,
+    ) -> Result<HashMap<String, Replacement<'a>>> {
+        let replaced = self.replaced(graph.clone(), component)?;
+        let mut merged: HashMap<String, Replacement<'a>> = HashMap::new();
+        for (value, constant) in &replaced.constants {
+            if graph.constants[value] != *constant {
+                let constant = constant.clone();
+                let replacement = Replacement {
+                    bytes: constant.byte_len(),
+                    make: Box::new(move || Ok(constant.clone())),
+                };
+                merged.insert(graph.name(*value), replacement);
+            }
         }
-        Ok(graph)
+        for (layer, factors) in self.by_layer(&replaced, component)? {
+            let uses = |node: &&Node| node.inputs.contains(&Some(layer.weight));
+            if replaced.nodes.iter().filter(uses).count() > 1 {
+                let what = format!(
+                    "adapts `{}`, which shares its weight with another layer",
+                    layer.module
+                );
+                let remedy = "Use the adapter without merging it.";
+                return Err(Error::bad(component.to_string(), what, remedy));
+            }
+            let weight = replaced.constants[&layer.weight].clone();
+            let name = replaced.name(layer.weight);
+            let replacement = Replacement {
+                bytes: weight.byte_len(),
+                make: Box::new(move || factors.added_to(&weight, &layer)),
+            };
+            merged.insert(name, replacement);
+        }
+        Ok(merged)
     }
 
     fn replaced(&self, mut graph: Graph, component: Component) -> Result<Graph> {

@@ -98,10 +98,15 @@ impl Factors {
         let mut values = weight.read_floats(&layer.module)?;
         let columns = self.row.iter().product::<usize>();
         let transposed = matches!(layer.kind, LayerKind::Linear { transposed: true, .. });
+        let mut delta = vec![0.0_f64; columns];
         for (output, b) in self.b.chunks_exact(self.rank).enumerate() {
-            for column in 0..columns {
-                let a = self.a.iter().skip(column).step_by(columns);
-                let delta: f64 = b.iter().zip(a).map(|(b, a)| f64::from(*b) * f64::from(*a)).sum();
+            delta.fill(0.0);
+            for (b, a) in b.iter().zip(self.a.chunks_exact(columns)) {
+                for (delta, a) in delta.iter_mut().zip(a) {
+                    *delta += f64::from(*b) * f64::from(*a);
+                }
+            }
+            for (column, delta) in delta.iter().enumerate() {
                 let index = match transposed {
                     true => column * self.outputs + output,
                     false => output * columns + column,

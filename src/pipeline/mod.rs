@@ -15,6 +15,7 @@ mod factors;
 pub mod guidance;
 mod hidden_states;
 mod latent;
+pub mod merge;
 pub mod network;
 mod replacement;
 pub mod sampling;

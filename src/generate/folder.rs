@@ -1,0 +1,194 @@
+//! The folder that images are made in.
+//!
+//! ```text
+//! generate.json       the settings
+//! images/00012-3.png  image 3 of prompt 12
+//! images.jsonl        a record an image; in order once all are made
+//! contact-sheet.png   the first images at a glance
+//! ```
+//!
+//! A record is written after its image, each image whole or not at all: what `images.jsonl` names is complete.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::plan::{GeneratePlan, Settings};
+use super::record::ImageRecord;
+use crate::fsutil::write_atomically;
+use crate::{Error, Result};
+
+/// Subfolder of the images.
+pub(super) const IMAGES: &str = "images";
+
+/// An output folder that is being filled.
+#[derive(Debug)]
+pub struct OutputFolder {
+    root: PathBuf,
+    records: BTreeMap<(usize, usize), ImageRecord>,
+    log: File,
+    kept: usize,
+}
+
+impl OutputFolder {
+    /// Opens `root` for images of `settings`, making it if need be.
+    ///
+    /// # Errors
+    /// It holds images of other settings or other prompts, or files that are not of such a folder; or it cannot be
+    /// written.
+    pub fn open(root: &Path, settings: &Settings, plan: &GeneratePlan) -> Result<Self> {
+        let images = root.join(IMAGES);
+        fs::create_dir_all(&images).map_err(Error::io(&images, "create the folder"))?;
+        let path = root.join("generate.json");
+        match path.exists() {
+            true => accept(&path, settings)?,
+            false => {
+                let text = serde_json::to_string_pretty(settings).expect("settings have string keys only");
+                write_atomically(&path, format!("{text}\n").as_bytes())?;
+            }
+        }
+        let records = read_records(&root.join("images.jsonl"), root)?;
+        check_prompts(root, &records, plan)?;
+        let folder_log = root.join("images.jsonl");
+        // A line that was cut off by a crash or a full disk is gone after this.
+        write_atomically(&folder_log, &lines(records.values()))?;
+        let log = OpenOptions::new().append(true).open(&folder_log);
+        Ok(Self {
+            root: root.to_path_buf(),
+            log: log.map_err(Error::io(&folder_log, "write"))?,
+            kept: records.len(),
+            records,
+        })
+    }
+
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Whether an image is complete.
+    pub fn has(&self, prompt_index: usize, image_index: usize) -> bool {
+        self.records.contains_key(&(prompt_index, image_index))
+    }
+
+    /// Images that were complete when the folder was opened.
+    pub fn kept(&self) -> usize {
+        self.kept
+    }
+
+    /// Complete images.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Notes that the image of `record` is complete.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn add(&mut self, record: ImageRecord) -> Result<()> {
+        self.log
+            .write_all(&lines([&record]))
+            .map_err(Error::io(self.root.join("images.jsonl"), "write"))?;
+        self.records
+            .insert((record.prompt_index, record.image_index), record);
+        Ok(())
+    }
+
+    /// Puts the records in order and returns them.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn finish(self) -> Result<Vec<ImageRecord>> {
+        write_atomically(&self.root.join("images.jsonl"), &lines(self.records.values()))?;
+        Ok(self.records.into_values().collect())
+    }
+}
+
+fn lines<'a>(records: impl IntoIterator<Item = &'a ImageRecord>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for record in records {
+        serde_json::to_writer(&mut bytes, record).expect("records have string keys only");
+        bytes.push(b'\n');
+    }
+    bytes
+}
+
+fn accept(path: &Path, settings: &Settings) -> Result<()> {
+    let bytes = fs::read(path).map_err(Error::io(path, "read"))?;
+    let there: Settings = serde_json::from_slice(&bytes).map_err(|error| {
+        Error::bad(
+            path.display().to_string(),
+            format!("is not what this program writes: {error}"),
+            "Choose another folder with --output.",
+        )
+    })?;
+    match there.difference(settings) {
+        None => Ok(()),
+        Some((name, before, now)) => Err(Error::bad(
+            path.display().to_string(),
+            format!("the folder holds images of other settings: {name} was {before}, and is {now} now"),
+            "Choose another folder with --output, or delete this one.",
+        )),
+    }
+}
+
+/// Records whose images are there. A last line that is cut off is none; neither is one whose image was deleted.
+fn read_records(path: &Path, root: &Path) -> Result<BTreeMap<(usize, usize), ImageRecord>> {
+    if !path.exists() {
+        return Ok(BTreeMap::new());
+    }
+    let text = fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+    let mut records = BTreeMap::new();
+    let count = text.lines().count();
+    for (number, line) in text.lines().enumerate() {
+        match serde_json::from_str::<ImageRecord>(line) {
+            Ok(record) if root.join(&record.file).is_file() => {
+                records.insert((record.prompt_index, record.image_index), record);
+            }
+            Ok(_) => {}
+            Err(_) if number + 1 == count => {}
+            Err(error) => {
+                return Err(Error::bad(
+                    format!("{}, line {}", path.display(), number + 1),
+                    format!("is no record of an image: {error}"),
+                    "Choose another folder with --output, or delete this one.",
+                ));
+            }
+        }
+    }
+    Ok(records)
+}
+
+fn check_prompts(
+    root: &Path,
+    records: &BTreeMap<(usize, usize), ImageRecord>,
+    plan: &GeneratePlan,
+) -> Result<()> {
+    let refuse = |what: String| {
+        Err(Error::bad(
+            root.display().to_string(),
+            what,
+            "Choose another folder with --output, or delete this one.",
+        ))
+    };
+    for record in records.values() {
+        let number = record.prompt_index;
+        match plan.prompts.get(number) {
+            Some(prompt) if prompt.text != record.prompt => {
+                return refuse(format!(
+                    "holds images of other prompts: number {number} was {:?}, and is {:?} now",
+                    record.prompt, prompt.text
+                ));
+            }
+            Some(_) if record.image_index < plan.images_per_prompt => {}
+            _ => {
+                return refuse(format!(
+                    "holds {}, which is not among the images asked for now",
+                    record.file
+                ));
+            }
+        }
+    }
+    Ok(())
+}

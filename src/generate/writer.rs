@@ -1,0 +1,34 @@
+//! Images to files, one thread beside the one that makes them.
+
+use std::sync::mpsc::Receiver;
+
+use image::RgbImage;
+use rayon::prelude::*;
+
+use super::folder::OutputFolder;
+use super::png;
+use super::plan::Settings;
+use super::record::ImageRecord;
+use crate::Result;
+
+/// An image with its record.
+pub struct Done {
+    pub record: ImageRecord,
+    pub image: RgbImage,
+}
+
+/// Writes what comes until no more comes. A record is noted when its image is on the disk.
+pub fn write_all(receive: Receiver<Vec<Done>>, folder: &mut OutputFolder, settings: &Settings) -> Result<()> {
+    for batch in receive {
+        let root = folder.root().to_path_buf();
+        batch.par_iter().try_for_each(|done| {
+            let parameters = done.record.parameters(settings, done.image.dimensions());
+            let path = root.join(&done.record.file);
+            png::write(&path, &done.image, &[("parameters", &parameters)])
+        })?;
+        for done in batch {
+            folder.add(done.record)?;
+        }
+    }
+    Ok(())
+}

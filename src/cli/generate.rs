@@ -151,7 +151,7 @@ impl Generate {
     fn into_plan(self) -> Result<GeneratePlan> {
         let prompts = match self.prompts.prompts {
             Some(path) => prompts::read(&path)?,
-            None => self.prompts.prompt.into_iter().map(plain).collect(),
+            None => self.prompts.prompt.into_iter().map(Prompt::new).collect(),
         };
         Ok(GeneratePlan {
             adapters: self.adapter,
@@ -171,13 +171,6 @@ impl Generate {
             clip_skip: self.sampling.clip_skip,
             ..GeneratePlan::new(self.model, prompts)
         })
-    }
-}
-
-fn plain(text: String) -> Prompt {
-    Prompt {
-        text,
-        fields: Default::default(),
     }
 }
 

@@ -28,7 +28,11 @@ pub fn write(root: &Path, records: &[ImageRecord], images_per_prompt: usize) -> 
     };
     let shown = records.iter().filter(|r| r.image_index < COLUMNS).take(IMAGES);
     let images: Vec<RgbImage> = shown.map(|record| read(root, record)).collect::<Result<_>>()?;
-    png::write(&root.join("contact-sheet.png"), &tiled(&images, columns.max(1)), &[])
+    png::write(
+        &root.join("contact-sheet.png"),
+        &tiled(&images, columns.max(1)),
+        &[],
+    )
 }
 
 fn tiled(images: &[RgbImage], columns: usize) -> RgbImage {

@@ -6,8 +6,8 @@ use image::RgbImage;
 use rayon::prelude::*;
 
 use super::folder::OutputFolder;
-use super::png;
 use super::plan::Settings;
+use super::png;
 use super::record::ImageRecord;
 use crate::Result;
 

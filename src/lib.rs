@@ -17,6 +17,7 @@ pub mod objective;
 pub mod onnx;
 pub mod optim;
 pub mod params;
+pub mod picture;
 pub mod pipeline;
 pub mod progress;
 pub mod prompts;

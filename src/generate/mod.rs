@@ -12,7 +12,6 @@
 mod batches;
 mod folder;
 mod plan;
-mod png;
 mod record;
 mod sheet;
 mod writer;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batches::Work;
 use super::plan::{GeneratePlan, Settings};
+use crate::picture::Parameters;
 use crate::prompts::Prompt;
 
 /// One image of a folder.
@@ -67,43 +68,39 @@ impl ImageRecord {
         }
     }
 
-    /// The parameters in the form that image tools show: prompt, negative prompt, then `Key: value` pairs.
-    pub(super) fn parameters(&self, settings: &Settings, (width, height): (u32, u32)) -> String {
-        let negative = settings
-            .negative
-            .as_deref()
-            .map(|text| format!("\nNegative prompt: {text}"));
+    /// What the PNG file says of itself.
+    pub(super) fn parameters(&self, settings: &Settings, (width, height): (u32, u32)) -> Parameters {
+        let hash = &settings.model_hash;
         let mut pairs = vec![
-            format!("Steps: {}", self.steps),
-            format!("Sampler: {}", self.sampler),
-            format!("CFG scale: {}", self.guidance),
-            format!("Seed: {}", self.seed),
-            format!("Size: {width}x{height}"),
-            format!(
-                "Model hash: {}",
-                &settings.model_hash[..10.min(settings.model_hash.len())]
-            ),
-            format!("Model: {}", self.model),
+            ("Steps", self.steps.to_string()),
+            ("Sampler", self.sampler.clone()),
+            ("CFG scale", self.guidance.to_string()),
+            ("Seed", self.seed.to_string()),
+            ("Size", format!("{width}x{height}")),
+            ("Model hash", hash[..10.min(hash.len())].to_owned()),
+            ("Model", self.model.clone()),
         ];
         if settings.guidance_rescale != 0.0 {
-            pairs.push(format!("CFG rescale: {}", settings.guidance_rescale));
+            pairs.push(("CFG rescale", settings.guidance_rescale.to_string()));
         }
         if settings.clip_skip > 0 {
             // Tools count the layer that is used from the end, so that 1 means none is left out.
-            pairs.push(format!("Clip skip: {}", settings.clip_skip + 1));
+            pairs.push(("Clip skip", (settings.clip_skip + 1).to_string()));
         }
         if !self.adapters.is_empty() {
-            pairs.push(format!("Lora: {}", self.adapters.join(" ")));
+            pairs.push(("Lora", self.adapters.join(" ")));
         }
-        pairs.push(format!("Prompt index: {}", self.prompt_index));
-        pairs.push(format!("Image index: {}", self.image_index));
-        pairs.push(format!("Version: ortdpo {}", settings.version));
-        format!(
-            "{}{}\n{}",
-            self.prompt,
-            negative.unwrap_or_default(),
-            pairs.join(", ")
-        )
+        pairs.push(("Prompt index", self.prompt_index.to_string()));
+        pairs.push(("Image index", self.image_index.to_string()));
+        pairs.push(("Version", format!("ortdpo {}", settings.version)));
+        Parameters {
+            prompt: self.prompt.clone(),
+            negative: settings.negative.clone().unwrap_or_default(),
+            settings: pairs
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
+        }
     }
 }
 

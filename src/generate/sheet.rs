@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use image::{RgbImage, imageops};
+use image::RgbImage;
 
-use super::png;
 use super::record::ImageRecord;
+use crate::picture::{Cell, grid, write_png};
 use crate::{Error, Result};
 
 /// Most images on a sheet.
@@ -14,11 +14,8 @@ const IMAGES: usize = 96;
 /// Images in a row of prompts that have one each, and most in any row.
 const COLUMNS: usize = 8;
 
-/// Longest side of an image on the sheet, in pixels.
-const SIDE: u32 = 256;
-
-/// Pixels between images.
-const GAP: u32 = 2;
+/// Longest side of an image in memory, in pixels: a sheet shows no more.
+const SIDE: u32 = 384;
 
 /// Writes `contact-sheet.png` into `root`.
 pub fn write(root: &Path, records: &[ImageRecord], images_per_prompt: usize) -> Result<()> {
@@ -26,30 +23,33 @@ pub fn write(root: &Path, records: &[ImageRecord], images_per_prompt: usize) -> 
         1 => COLUMNS.min(records.len()),
         several => several.min(COLUMNS),
     };
-    let shown = records.iter().filter(|r| r.image_index < COLUMNS).take(IMAGES);
-    let images: Vec<RgbImage> = shown.map(|record| read(root, record)).collect::<Result<_>>()?;
-    png::write(
+    let shown: Vec<&ImageRecord> = records
+        .iter()
+        .filter(|record| record.image_index < COLUMNS)
+        .take(IMAGES)
+        .collect();
+    let images: Vec<RgbImage> = shown
+        .iter()
+        .map(|record| read(root, record))
+        .collect::<Result<_>>()?;
+    let cells: Vec<Cell> = images
+        .iter()
+        .zip(shown)
+        .map(|(image, record)| Cell {
+            image,
+            // One caption is enough for a row of one prompt.
+            caption: if images_per_prompt == 1 || record.image_index == 0 {
+                &record.prompt
+            } else {
+                ""
+            },
+        })
+        .collect();
+    write_png(
         &root.join("contact-sheet.png"),
-        &tiled(&images, columns.max(1)),
+        &grid(&cells, columns.max(1)),
         &[],
     )
-}
-
-fn tiled(images: &[RgbImage], columns: usize) -> RgbImage {
-    let widest = |side: fn(&RgbImage) -> u32| images.iter().map(side).max().unwrap_or(1) + GAP;
-    let (width, height) = (widest(RgbImage::width), widest(RgbImage::height));
-    let rows = images.len().div_ceil(columns);
-    let mut sheet = RgbImage::from_pixel(
-        width * columns as u32 + GAP,
-        height * rows as u32 + GAP,
-        image::Rgb([255; 3]),
-    );
-    for (i, image) in images.iter().enumerate() {
-        let x = GAP + width * (i % columns) as u32;
-        let y = GAP + height * (i / columns) as u32;
-        imageops::replace(&mut sheet, image, x.into(), y.into());
-    }
-    sheet
 }
 
 fn read(root: &Path, record: &ImageRecord) -> Result<RgbImage> {

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 
 use super::folder::OutputFolder;
 use super::plan::Settings;
-use super::png;
 use super::record::ImageRecord;
 use crate::Result;
+use crate::picture::{Parameters, write_png};
 
 /// An image with its record.
 pub struct Done {
@@ -22,9 +22,12 @@ pub fn write_all(receive: Receiver<Vec<Done>>, folder: &mut OutputFolder, settin
     for batch in receive {
         let root = folder.root().to_path_buf();
         batch.par_iter().try_for_each(|done| {
-            let parameters = done.record.parameters(settings, done.image.dimensions());
+            let parameters = done
+                .record
+                .parameters(settings, done.image.dimensions())
+                .to_string();
             let path = root.join(&done.record.file);
-            png::write(&path, &done.image, &[("parameters", &parameters)])
+            write_png(&path, &done.image, &[(Parameters::KEYWORD, &parameters)])
         })?;
         for done in batch {
             folder.add(done.record)?;

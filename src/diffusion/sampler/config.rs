@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// How timesteps are spread over the training timesteps (arXiv 2305.08891, table 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Spacing {
+pub(super) enum Spacing {
     /// Multiples of a whole step, from `steps_offset` up; the noisiest timestep is not reached.
     Leading,
     /// From the noisiest timestep down by a whole or broken step.
@@ -28,7 +28,7 @@ pub enum Spacing {
 /// Where the noise levels of Euler's method and DPM-Solver++ end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum FinalSigma {
+pub(super) enum FinalSigma {
     /// No noise.
     Zero,
     /// The noise of training timestep 0.
@@ -37,7 +37,7 @@ pub enum FinalSigma {
 
 /// The variance of the noise that DDPM adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Variance {
+pub(super) enum Variance {
     /// The posterior's variance, which is right if there is one image only; `fixed_small` and `fixed_small_log`.
     Small,
     /// β of the step, right if images are unit noise; `fixed_large`.

@@ -31,7 +31,8 @@ mod tests;
 use std::fmt;
 use std::str::FromStr;
 
-pub use config::{FinalSigma, SamplerConfig, Spacing, Variance};
+pub use config::SamplerConfig;
+use config::Spacing;
 pub use gaussian::{GaussianStep, gaussian_steps};
 
 use super::NoiseSchedule;

@@ -9,7 +9,7 @@ use ortdpo::diffusion::Timestep;
 use ortdpo::objective::{Dpo, Objective, Sft};
 use ortdpo::onnx::Model;
 use ortdpo::params::ParamSet;
-use ortdpo::pipeline::denoiser::Geometry;
+use ortdpo::pipeline::denoiser::{Added, Geometry};
 use ortdpo::runtime::SessionOptions;
 use ortdpo::train::engine::{Engine, EngineOptions, PairInputs, Samples};
 use ortdpo::traingraph::{Reference, TrainableKind, Trainables};
@@ -51,7 +51,10 @@ fn samples(recorded: &Recorded, prediction: &str, both: bool) -> Samples {
             timesteps
         },
         text: if both { twice(&text) } else { text },
-        pooled: Vec::new(),
+        pooled: match recorded.0.contains_key("pooled") {
+            true => twice(&recorded.f32("pooled")),
+            false => Vec::new(),
+        },
     }
 }
 
@@ -73,6 +76,14 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
+    /// SDXL's further conditions, if they were recorded.
+    fn added(&self) -> Option<Added> {
+        self.recorded.0.contains_key("pooled").then(|| Added {
+            pooled: self.recorded.shape("pooled")[1],
+            size: [self.recorded.values("setting.size")[0] as usize; 2],
+        })
+    }
+
     fn engine(&self, objective: &dyn Objective, full: bool) -> Engine {
         let model = Model::read(fixtures().join("exports").join(self.model)).unwrap();
         let samples = if objective.needs().pairs { 2 * PAIRS } else { PAIRS };
@@ -80,7 +91,7 @@ impl Case<'_> {
             samples,
             latent: [4, 8, 8],
             text: [5, 6],
-            added: None,
+            added: self.added(),
         };
         let options = EngineOptions {
             model: &model,
@@ -245,13 +256,37 @@ fn lora_on_every_kind_of_layer_equals_pytorch() {
     }
 }
 
+const XL_EXPORTS: [&str; 2] = ["unet_sdxl-legacy17-batch.onnx", "unet_sdxl-dynamo20-batch.onnx"];
+
+#[test]
+fn lora_on_sdxl_equals_pytorch() {
+    let recorded = Recorded::read(&fixtures().join("lora_step/sdxl.safetensors"));
+    for model in XL_EXPORTS {
+        for reference in [Reference::Branch, Reference::Input] {
+            let case = Case {
+                model,
+                recorded: &recorded,
+                prediction: "epsilon",
+                reference,
+                anchor: false,
+            };
+            check_step(&case, &dpo(), "dpo", false, 4e-4);
+        }
+    }
+}
+
 #[test]
 fn the_kl_anchor_equals_pytorch() {
-    let recorded = Recorded::read(&fixtures().join("lora_step/attention.safetensors"));
-    for model in EXPORTS {
+    let [sd, sdxl] = ["attention", "sdxl"]
+        .map(|name| Recorded::read(&fixtures().join(format!("lora_step/{name}.safetensors"))));
+    let sd_models = EXPORTS.map(|model| (model, &sd));
+    let models = sd_models
+        .into_iter()
+        .chain(XL_EXPORTS.map(|model| (model, &sdxl)));
+    for (model, recorded) in models {
         let case = Case {
             model,
-            recorded: &recorded,
+            recorded,
             prediction: "epsilon",
             reference: Reference::Input,
             anchor: true,
@@ -264,7 +299,7 @@ fn the_kl_anchor_equals_pytorch() {
             .iter_mut()
             .zip(policy.values())
             .for_each(|(r, p)| *r = 0.75 * *r + 0.25 * p);
-        let samples = samples(&recorded, "epsilon", true);
+        let samples = samples(recorded, "epsilon", true);
         let loss = engine.anchor(&next, &initial, &samples).unwrap() as f64;
         let wanted = recorded.values("kl.loss")[0];
         assert!(((loss - wanted) / wanted).abs() < 1e-4, "{loss} against {wanted}");

@@ -1,4 +1,4 @@
-//! The contact sheet: the first images at a glance, a prompt to a row where it has several.
+//! The contact sheet: the first images at a glance, those of a prompt side by side.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Most images on a sheet.
 const IMAGES: usize = 96;
 
-/// Images in a row of prompts that have one each, and most in any row.
+/// Most images in a row.
 const COLUMNS: usize = 8;
 
 /// Longest side of an image in memory, in pixels: a sheet shows no more.
@@ -19,10 +19,9 @@ const SIDE: u32 = 384;
 
 /// Writes `contact-sheet.png` into `root`.
 pub fn write(root: &Path, records: &[ImageRecord], images_per_prompt: usize) -> Result<()> {
-    let columns = match images_per_prompt {
-        1 => COLUMNS.min(records.len()),
-        several => several.min(COLUMNS),
-    };
+    // Whole prompts in a row, as many as fit.
+    let own = images_per_prompt.clamp(1, COLUMNS);
+    let columns = (COLUMNS / own * own).min(records.len());
     let shown: Vec<&ImageRecord> = records
         .iter()
         .filter(|record| record.image_index < COLUMNS)
@@ -37,7 +36,7 @@ pub fn write(root: &Path, records: &[ImageRecord], images_per_prompt: usize) -> 
         .zip(shown)
         .map(|(image, record)| Cell {
             image,
-            // One caption is enough for a row of one prompt.
+            // One caption is enough for the images of a prompt.
             caption: if images_per_prompt == 1 || record.image_index == 0 {
                 &record.prompt
             } else {

@@ -297,3 +297,14 @@ fn when_only_the_results_are_missing() {
     assert_same(&whole, &left(&run));
     assert!(json(&run.join("summary.json"))["final"]["acc_init"].is_f64());
 }
+
+#[test]
+fn with_pictures_an_average_of_the_policy_and_the_best_kept() {
+    let state = resumes_bit_exactly(&[
+        "samples={prompts: [a cat, a dog on the left], images_per_prompt: 3, steps: 3, guidance: 2}",
+        "train.policy_ema=0.8",
+        "train.keep_best=margin_init",
+        "train.keep=1",
+    ]);
+    assert!(state["best"]["value"].is_f64());
+}

@@ -10,7 +10,7 @@ use super::optimizer::LrScheduleKind;
 /// Keys that do not change the trained weights, except by rounding (`accumulate`, `runtime`) or in a run that
 /// diverges (`guard`). The contents behind the two paths have hashes of their own; what the preset sets stands in
 /// the other sections.
-const WITHOUT_EFFECT: [&str; 18] = [
+const WITHOUT_EFFECT: [&str; 19] = [
     "model",
     "preset",
     "data.path",
@@ -27,6 +27,7 @@ const WITHOUT_EFFECT: [&str; 18] = [
     "train.keep_best",
     "train.accumulate",
     "reference.measure_every",
+    "samples",
     "guard",
     "runtime",
 ];

@@ -17,6 +17,7 @@ pub mod optimizer;
 mod preset;
 pub mod reference;
 pub mod runtime;
+pub mod samples;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -64,6 +65,9 @@ pub struct Config {
     /// Where timesteps are sampled and how they are weighed.
     #[serde(default)]
     pub timestep: timestep::TimestepConfig,
+    /// Pictures that are drawn and rated at every evaluation.
+    #[serde(default)]
+    pub samples: samples::SamplesConfig,
     /// How gradients become steps.
     #[serde(default)]
     pub optimizer: optimizer::OptimizerConfig,
@@ -143,6 +147,7 @@ impl Config {
             ("objective", section::<objective::ObjectiveConfig>()),
             ("reference", section::<reference::ReferenceConfig>()),
             ("timestep", section::<timestep::TimestepConfig>()),
+            ("samples", section::<samples::SamplesConfig>()),
             ("optimizer", section::<optimizer::OptimizerConfig>()),
             ("guard", section::<guard::GuardConfig>()),
             ("runtime", section::<runtime::RuntimeConfig>()),
@@ -170,11 +175,29 @@ impl Config {
         self.objective.objective().check()?;
         self.reference.check()?;
         self.timestep.check()?;
+        self.samples.check()?;
         self.optimizer.check()?;
         self.guard.check()?;
         self.runtime.check()?;
         self.check_ties()?;
+        self.check_keep_best()?;
         self.check_reference_is_used()
+    }
+
+    /// Refuses a metric that nothing measures.
+    fn check_keep_best(&self) -> Result<()> {
+        let Some(metric) = &self.train.keep_best else {
+            return Ok(());
+        };
+        let is_reward = metric
+            .strip_prefix("reward.")
+            .is_some_and(|_| !self.samples.rewards.is_empty());
+        require(
+            is_reward || ["acc_init", "margin_init"].contains(&metric.as_str()),
+            "train.keep_best",
+            format!("is {metric:?}, which is not measured"),
+            "Choose acc_init or margin_init, or reward.NAME with NAME among samples.rewards.",
+        )
     }
 
     /// Refuses ties as half preferred under losses that have no such form.

@@ -7,6 +7,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
 use super::folder::{IMAGES, OutputFolder};
+use super::noise::ImageNoise;
 use super::plan::{GeneratePlan, Settings};
 use super::record::ImageRecord;
 use super::writer::{Done, write_all};
@@ -14,9 +15,9 @@ use super::{GenerateOptions, stopped};
 use crate::diffusion::NoiseSchedule;
 use crate::diffusion::sampler::{SamplerConfig, sampler};
 use crate::model_folder::ModelFolder;
-use crate::pipeline::{Draw, Embedding, Pipeline};
+use crate::pipeline::{Embedding, Pipeline};
 use crate::progress::clock;
-use crate::rng::{Purpose, Stream, Streams};
+use crate::rng::Streams;
 use crate::{Error, Result};
 
 /// Batches that may wait for the writer.
@@ -134,7 +135,10 @@ impl<'a> Batches<'a> {
         let prompts: Vec<&Embedding> = part.iter().map(|work| &embeddings[&work.prompt_index]).collect();
         let mut sampler = sampler(&self.sampler, &self.schedule, self.plan.steps)?;
         let streams = Streams::new(self.plan.seed);
-        let mut noises: Vec<ImageNoise> = part.iter().map(|work| ImageNoise::new(&streams, *work)).collect();
+        let mut noises: Vec<ImageNoise> = part
+            .iter()
+            .map(|work| ImageNoise::new(&streams, work.prompt_index, work.image_index))
+            .collect();
         let latents = self.pipeline.sample(
             &mut *sampler,
             &prompts,
@@ -159,29 +163,5 @@ impl<'a> Batches<'a> {
             .collect();
         let embeddings = self.pipeline.encode_prompts(&texts)?;
         Ok(indices.into_iter().zip(embeddings).collect())
-    }
-}
-
-/// The two streams of an image: where it starts, and what the sampler adds on the way.
-struct ImageNoise {
-    initial: Stream,
-    steps: Stream,
-}
-
-impl ImageNoise {
-    fn new(streams: &Streams, work: Work) -> Self {
-        let stream = |purpose| streams.image(purpose, work.prompt_index as u64, work.image_index as u64);
-        Self {
-            initial: stream(Purpose::ImageStart),
-            steps: stream(Purpose::ImageSteps),
-        }
-    }
-
-    /// Calls come in their order, so the stream of the steps simply goes on.
-    fn fill(&mut self, draw: Draw, values: &mut [f32]) {
-        match draw {
-            Draw::Initial => self.initial.fill_normal(values),
-            Draw::Step(_) => self.steps.fill_normal(values),
-        }
     }
 }

@@ -11,11 +11,13 @@
 
 mod batches;
 mod folder;
+mod noise;
 mod plan;
 mod record;
 mod sheet;
 mod writer;
 
+pub use noise::ImageNoise;
 pub use plan::{GeneratePlan, Settings};
 pub use record::ImageRecord;
 

@@ -100,8 +100,8 @@ impl Pipeline {
         let text_encoders = |skip| TextEncoders::load(model, &options.session, skip, &adapters);
         let mut text = text_encoders(options.clip_skip)?;
         let negative = match options.clip_skip {
-            0 => encode_negative(&mut text, model, options)?,
-            _ => encode_negative(&mut text_encoders(0)?, model, options)?,
+            0 => encode_negative(&mut text, model, options.negative.as_deref())?,
+            _ => encode_negative(&mut text_encoders(0)?, model, options.negative.as_deref())?,
         };
         let vae = VaeDecoder::load(model, &options.session)?;
         let component = model.denoiser()?;
@@ -187,18 +187,23 @@ impl Pipeline {
     }
 }
 
-fn encode_negative(
+/// What images are moved away from: `negative`, or where it is not given the empty prompt, or zeros where the pipeline
+/// says so, as SDXL does.
+///
+/// # Errors
+/// A text encoder fails.
+pub fn encode_negative(
     text: &mut TextEncoders,
     model: &ModelFolder,
-    options: &PipelineOptions,
+    negative: Option<&str>,
 ) -> Result<Embedding> {
-    let tokens = text.tokenize(options.negative.as_deref().unwrap_or(""))?;
+    let tokens = text.tokenize(negative.unwrap_or(""))?;
     let embedding = text.encode(&[&tokens])?.remove(0);
     let index = JsonFile::read(model.root().join("model_index.json"))?;
     let forced = index
         .get("force_zeros_for_empty_prompt")
         .and_then(|v| v.as_bool());
-    let zeros = options.negative.is_none() && text::is_xl(model) && forced.unwrap_or(true);
+    let zeros = negative.is_none() && text::is_xl(model) && forced.unwrap_or(true);
     Ok(if zeros { embedding.zeroed() } else { embedding })
 }
 

@@ -17,6 +17,7 @@ use crate::{Error, Result};
 /// pytorch_lora_weights.safetensors       the result, for diffusers
 ///   or diffusion_pytorch_model.safetensors
 /// summary.json                           what came of it
+/// samples/step-N.png                     pictures drawn at evaluations
 /// ema/, best/                            the same weights of the policy's average, and of the best evaluation
 /// ```
 #[derive(Debug, Clone)]
@@ -150,6 +151,14 @@ impl RunFolder {
     /// The trained weights, in full fine-tuning.
     pub fn weights(&self) -> PathBuf {
         self.0.join("diffusion_pytorch_model.safetensors")
+    }
+
+    /// The sheet of pictures drawn after `step`; its folder is made.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn sheet(&self, step: u64) -> Result<PathBuf> {
+        Ok(self.part("samples")?.0.join(format!("step-{step:06}.png")))
     }
 
     /// A folder in it for another set of weights; it is made.

@@ -11,6 +11,7 @@ pub mod guard;
 pub mod initial;
 pub mod memory;
 pub mod model;
+pub mod pictures;
 mod prepare;
 pub mod probe;
 pub mod report;

@@ -35,11 +35,15 @@ pub use config::SamplerConfig;
 use config::Spacing;
 pub use gaussian::{GaussianStep, gaussian_steps};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::NoiseSchedule;
 use crate::{Error, Result};
 
 /// The sampling rules that are known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum SamplerKind {
     /// Denoising diffusion implicit models, with noise when `eta` is above 0 (arXiv 2010.02502).
     Ddim,
@@ -48,8 +52,10 @@ pub enum SamplerKind {
     /// Euler's method on the probability flow (arXiv 2206.00364).
     Euler,
     /// Euler's method with fresh noise in every step.
+    #[serde(rename = "euler-a")]
     EulerAncestral,
     /// DPM-Solver++ of second order, multistep, midpoint (arXiv 2211.01095).
+    #[serde(rename = "dpm++2m")]
     DpmSolverPp2M,
     /// Pseudo linear multistep (PLMS): PNDM without Runge-Kutta warm-up (arXiv 2202.09778).
     Pndm,

@@ -14,6 +14,8 @@ pub use metrics::MetricsFile;
 pub use progress::ProgressLine;
 pub use tensorboard::TensorBoard;
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::Result;
@@ -86,9 +88,23 @@ pub struct Measured {
     /// Mean growth of the reference's denoising error over the initial policy's, on the drift probe.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub d_ref_init: Option<f64>,
+    /// Mean of each reward over the pictures that were drawn, by `reward.NAME`.
+    #[serde(flatten)]
+    pub rewards: BTreeMap<String, f64>,
     /// Probability, weight, variance and held-out margin of each bin of timesteps, the noisiest first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bins: Option<Vec<BinReport>>,
+}
+
+impl Measured {
+    /// The value of the metric that `train.keep_best` names, if it was measured.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        match name {
+            "acc_init" => self.acc_init,
+            "margin_init" => self.margin_init,
+            _ => self.rewards.get(name).copied(),
+        }
+    }
 }
 
 /// What happens in a run, in order.

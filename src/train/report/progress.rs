@@ -67,7 +67,7 @@ impl Listener for ProgressLine {
             } => {
                 self.steps = *steps;
                 self.pairs_per_step = *pairs_per_step;
-                if let Some(text) = initial.and_then(held_out) {
+                if let Some(text) = initial.and_then(evaluated) {
                     self.say(&format!("step 0: {text}"));
                 }
                 let mut job = self.console.job("train", *steps);
@@ -78,7 +78,7 @@ impl Listener for ProgressLine {
             }
             Event::Step(report) => {
                 let detail = self.detail(report);
-                if let Some(text) = held_out(&report.measured) {
+                if let Some(text) = evaluated(&report.measured) {
                     self.say(&format!("step {}: {text}", report.step));
                 }
                 if let Some(job) = &mut self.job {
@@ -93,11 +93,17 @@ impl Listener for ProgressLine {
     }
 }
 
-fn held_out(measured: &Measured) -> Option<String> {
-    let (acc, margin) = (measured.acc_init?, measured.margin_init?);
-    Some(format!(
-        "held out, against the initial model: acc {acc:.3}, margin {margin:.2e}"
-    ))
+/// What an evaluation found, for people; `None` if nothing was evaluated.
+fn evaluated(measured: &Measured) -> Option<String> {
+    let mut parts = Vec::new();
+    if let (Some(acc), Some(margin)) = (measured.acc_init, measured.margin_init) {
+        parts.push(format!(
+            "held out, against the initial model: acc {acc:.3}, margin {margin:.2e}"
+        ));
+    }
+    let rewards = measured.rewards.iter();
+    parts.extend(rewards.map(|(name, mean)| format!("{name} {mean:.4}")));
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 #[cfg(test)]

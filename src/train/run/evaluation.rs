@@ -1,7 +1,9 @@
 //! Held-out evaluation during a run: what is measured, against what, and what becomes of it.
 
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+
 use super::Run;
-use crate::Result;
 use crate::params::ParamSet;
 use crate::progress::Console;
 use crate::timestep::BinMargins;
@@ -9,6 +11,7 @@ use crate::train::engine::Engine;
 use crate::train::evaluate::{Errors, HeldOut};
 use crate::train::report::Measured;
 use crate::train::summary::HeldOutScores;
+use crate::{Error, Result};
 
 impl Run<'_> {
     /// Number of held-out pairs.
@@ -54,14 +57,29 @@ impl Run<'_> {
         self.held_means = Some((policy.means(), initial.first(policy.len()).means()));
         Ok(Some(scores))
     }
-}
 
-/// Value of the metric that `train.keep_best` names, if it was measured.
-pub(super) fn metric(name: &str, scores: Option<&HeldOutScores>) -> Option<f64> {
-    match name {
-        "acc_init" => scores.map(|scores| scores.acc_init),
-        "margin_init" => scores.map(|scores| scores.margin_init),
-        _ => None,
+    /// Draws the pictures of `samples` with the weights that are evaluated, and writes them down.
+    pub(super) fn draw_pictures(&mut self, measured: &mut Measured) -> Result<()> {
+        let Some(pictures) = &self.pictures else {
+            return Ok(());
+        };
+        let mut job = self.options.console.job("drawing", pictures.len() as u64);
+        let stop = self.options.stop;
+        let mut progress = |done: usize| {
+            job.advance(done as u64, "pictures");
+            match stop.load(Ordering::Relaxed) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        };
+        let weights = self.state.evaluated();
+        let drawn = match pictures.draw(&mut self.engine, weights, self.noise_schedule, &mut progress) {
+            // The step before is whole: the loop ends the run in order.
+            Err(Error::Interrupted(_)) => return Ok(()),
+            drawn => drawn?,
+        };
+        measured.rewards = drawn.rewards;
+        pictures.write_sheet(&self.folder.sheet(self.state.step)?, &drawn.images)
     }
 }
 

@@ -22,6 +22,7 @@ use super::evaluate::{Errors, HeldOut};
 use super::folder::RunFolder;
 use super::guard::{self, Guard, Verdict};
 use super::model::Model;
+use super::pictures::Pictures;
 use super::prepare::{self, Data, Measurable};
 use super::probe::Probe;
 use super::report::{Event, Listeners, Measured, MetricsFile, ProgressLine, StepReport, TensorBoard};
@@ -33,6 +34,7 @@ use crate::config::TrainPlan;
 use crate::config::guard::GuardAction;
 use crate::config::reference::UpdateConfig;
 use crate::data::Loader;
+use crate::diffusion::NoiseSchedule;
 use crate::objective::Objective;
 use crate::progress::Console;
 use crate::rng::Streams;
@@ -95,6 +97,9 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         engine,
         state: State::new(plan, &model, initial)?,
         probe: None,
+        pictures: Pictures::prepare(&plan.samples, &model, &prepare::session_options(plan))?,
+        noise_schedule: &model.schedule,
+        folder: reserved.folder().clone(),
         held: heldout
             .as_ref()
             .filter(|_| pairs)
@@ -140,6 +145,9 @@ struct Run<'a> {
     stepper: Stepper<'a>,
     probe: Option<Probe>,
     held: Option<HeldOut<'a>>,
+    pictures: Option<Pictures>,
+    noise_schedule: &'a NoiseSchedule,
+    folder: RunFolder,
     /// Errors of the initial policy on all held-out draws; measured when first needed.
     held_initial: Option<Errors>,
     /// Mean errors of policy and initial policy at the evaluation of this step.
@@ -201,12 +209,13 @@ impl Run<'_> {
         let mut measured = Measured::default();
         if self.state.step == 0 {
             self.initial_scores = self.evaluate(self.all_heldout(), &mut measured)?;
+            self.draw_pictures(&mut measured)?;
         }
         self.listeners.emit(&Event::Started {
             done: self.state.step,
             steps: self.plan.train.steps,
             pairs_per_step: self.plan.train.pairs_per_step,
-            initial: self.initial_scores.is_some().then_some(&measured),
+            initial: (self.initial_scores.is_some() || self.pictures.is_some()).then_some(&measured),
         })?;
         let mut last = None;
         while self.state.step < self.plan.train.steps {
@@ -214,7 +223,7 @@ impl Run<'_> {
             self.listeners.emit(&Event::Step(&report))?;
             match verdict {
                 Verdict::GoOn => {
-                    self.keep_best(scores.as_ref())?;
+                    self.keep_best(&report.measured)?;
                     last = scores.or(last);
                 }
                 Verdict::Stop(reason) => return Err(self.diverged(&reason, self.after_guard())),
@@ -250,11 +259,11 @@ impl Run<'_> {
     }
 
     /// Saves a checkpoint if the evaluation that was just made is the best so far.
-    fn keep_best(&mut self, scores: Option<&HeldOutScores>) -> Result<()> {
+    fn keep_best(&mut self, measured: &Measured) -> Result<()> {
         let Some(name) = &self.plan.train.keep_best else {
             return Ok(());
         };
-        let Some(value) = evaluation::metric(name, scores) else {
+        let Some(value) = measured.metric(name) else {
             return Ok(());
         };
         let best = Best::or(self.best, self.state.step, value);
@@ -336,6 +345,7 @@ impl Run<'_> {
                 false => self.plan.train.eval_pairs.unwrap_or(self.all_heldout()),
             };
             scores = self.evaluate(pairs, measured)?;
+            self.draw_pictures(measured)?;
         }
         if let (Some(probe), true) = (&self.probe, self.state.reference_rule.drift_due(step)) {
             let drift = probe.drift(&mut self.engine, &self.state.reference)?;

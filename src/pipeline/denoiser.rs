@@ -223,3 +223,67 @@ fn timesteps(timestep: f64, samples: usize, dtype: DType) -> Tensor {
         _ => Tensor::i64(&[samples], vec![timestep.round() as i64; samples]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::{Graph, TensorType, save};
+
+    /// A model that predicts `sample · timestep`, in `dtype` with timesteps of `time`.
+    fn model(folder: &std::path::Path, dtype: DType, time: DType, geometry: Geometry) -> Model {
+        let [c, h, w] = geometry.latent;
+        let n = geometry.samples;
+        let mut g = Graph::new("denoiser", 17);
+        let sample = g.add_input("sample", TensorType::new(dtype, [n, c, h, w]));
+        let timestep = g.add_input("timestep", TensorType::new(time, [n]));
+        g.add_input("encoder_hidden_states", TensorType::new(dtype, [n, 1, 1]));
+        let timestep = g.cast(timestep, dtype).unwrap();
+        let timestep = g.reshape(timestep, &[n, 1, 1, 1]).unwrap();
+        let product = g.mul(sample, timestep).unwrap();
+        let out = g.as_output(product, "out_sample").unwrap();
+        g.outputs.push(out);
+        let path = folder.join("model.onnx");
+        save(&g, &path).unwrap();
+        Model::read(path).unwrap()
+    }
+
+    fn predicted(dtype: DType, time: DType, value: f32, timestep: f64) -> Result<Vec<f32>> {
+        let folder = tempfile::tempdir().unwrap();
+        let geometry = Geometry {
+            samples: 2,
+            latent: [1, 1, 2],
+            text: [1, 1],
+            added: None,
+        };
+        let model = model(folder.path(), dtype, time, geometry);
+        let graph = load(&model, &geometry, false)?;
+        let mut denoiser = Denoiser::new(&model, &graph, geometry, &SessionOptions::default())?;
+        let given = Conditioning {
+            text: vec![0.0; 2],
+            pooled: Vec::new(),
+        };
+        denoiser.predict(&[value; 4], timestep, &given)
+    }
+
+    #[test]
+    fn inputs_are_given_in_the_types_that_the_export_takes() {
+        for dtype in [DType::F32, DType::F16] {
+            for (time, expected) in [(DType::I64, 4.0), (DType::I32, 4.0), (DType::F32, 3.75)] {
+                let found = predicted(dtype, time, 0.5, 7.5).unwrap();
+                assert_eq!(found, [expected; 4], "{dtype} {time}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_prediction_that_overflows_is_refused() {
+        let error = predicted(DType::F16, DType::I64, 6e4, 800.0)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("no numbers at timestep 800") && error.contains("fp16"),
+            "{error}"
+        );
+        assert!(predicted(DType::F32, DType::I64, 6e4, 800.0).is_ok());
+    }
+}

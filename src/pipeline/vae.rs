@@ -186,3 +186,69 @@ fn no_images(network: &Network, output: &str, shape: &[usize]) -> Error {
         "Check that it is the VAE of a pipeline, exported by optimum.",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::onnx::{Constant, Graph, TensorType, save};
+
+    /// A pipeline folder whose decoder multiplies three of four latent channels by a number.
+    fn decoder(folder: &Path, dtype: DType, factor: f64) -> VaeDecoder {
+        let mut g = Graph::new("decoder", 17);
+        let latent = g.add_input("latent_sample", TensorType::new(dtype, [1, 4, 2, 2]));
+        let three = g.slice(latent, 1, 0, 3).unwrap();
+        let factor = g.add_constant("factor", Constant::floats(dtype, &[1], &[factor]));
+        let sample = g.mul(three, factor).unwrap();
+        let sample = g.as_output(sample, "sample").unwrap();
+        g.outputs.push(sample);
+        std::fs::create_dir_all(folder.join("vae_decoder")).unwrap();
+        save(&g, &folder.join("vae_decoder/model.onnx")).unwrap();
+        std::fs::write(
+            folder.join("vae_decoder/config.json"),
+            r#"{"scaling_factor": 0.5, "shift_factor": 1.0}"#,
+        )
+        .unwrap();
+        std::fs::write(
+            folder.join("model_index.json"),
+            r#"{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}"#,
+        )
+        .unwrap();
+        let model = ModelFolder::open(folder).unwrap();
+        VaeDecoder::load(&model, &SessionOptions::default()).unwrap()
+    }
+
+    /// Two images of one value.
+    fn decoded(dtype: DType, factor: f64, value: f32) -> Result<Vec<RgbImage>> {
+        let folder = tempfile::tempdir().unwrap();
+        decoder(folder.path(), dtype, factor).decode(Array4::from_elem((2, 4, 2, 2), value).view())
+    }
+
+    #[test]
+    fn latents_are_unscaled_and_values_become_bytes() {
+        // (−0.25 / 0.5 + 1) · 0.5 = 0.25 is 0.625 of white: 159.4.
+        let images = decoded(DType::F32, 0.5, -0.25).unwrap();
+        assert_eq!(images.len(), 2);
+        for image in &images {
+            assert!(image.as_raw().iter().all(|byte| *byte == 159));
+        }
+        assert!(
+            decoded(DType::F32, 9.0, 1.0).unwrap()[0]
+                .as_raw()
+                .iter()
+                .all(|byte| *byte == 255)
+        );
+    }
+
+    #[test]
+    fn a_vae_that_overflows_in_half_precision_is_named() {
+        for (factor, says) in [(6e4, "values that are no numbers"), (-1.0, "black all over")] {
+            let error = decoded(DType::F16, factor, 1.0).unwrap_err().to_string();
+            assert!(error.contains(says) && error.contains("fp16"), "{error}");
+            assert!(error.contains("vae_decoder/model.onnx"), "{error}");
+        }
+        // Black can be meant; in single precision nothing overflows.
+        assert!(decoded(DType::F32, -1.0, 1.0).is_ok());
+    }
+}

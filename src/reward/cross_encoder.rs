@@ -7,7 +7,7 @@ use ndarray::{Array2, ArrayView2, ArrayView4};
 use super::image_head::single_column;
 use super::manifest::{ImageTower, PromptInput, Standardize};
 use super::network::{Network, Values};
-use super::prompt::PromptReader;
+use super::prompt::{PromptReader, TokenRows};
 use super::{Networks, PromptUse};
 use crate::Result;
 use crate::runtime::SessionOptions;
@@ -55,6 +55,10 @@ impl Networks for CrossEncoder {
             .network
             .run(&inputs, &self.spec.unused(), &[&self.spec.output])?;
         Ok(outputs.remove(0))
+    }
+
+    fn tokens(&self, prompts: &[&str]) -> Result<Option<TokenRows>> {
+        self.prompts.read(prompts).map(Some)
     }
 
     fn scores(&mut self, features: ArrayView2<'_, f32>, _: &[&str]) -> Result<Vec<f64>> {

@@ -7,7 +7,7 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayView4};
 
 use super::manifest::{ImageTower, Scale, TextTower};
 use super::network::{Network, Values};
-use super::prompt::PromptReader;
+use super::prompt::{PromptReader, TokenRows};
 use super::{Networks, PromptUse};
 use crate::runtime::SessionOptions;
 use crate::{Error, Result};
@@ -74,6 +74,19 @@ impl Networks for DualTower {
         let input = (self.image_spec.input.as_str(), Values::Floats(pixels.into_dyn()));
         let mut outputs = self.image.run(&[input], &idle, &[&self.image_spec.output])?;
         Ok(outputs.remove(0))
+    }
+
+    fn tokens(&self, prompts: &[&str]) -> Result<Option<TokenRows>> {
+        self.prompts.read(prompts).map(Some)
+    }
+
+    fn embed_prompts(&mut self, prompts: &[&str]) -> Result<Option<Array2<f32>>> {
+        self.embed(prompts)?;
+        let rows: Vec<_> = prompts
+            .iter()
+            .map(|prompt| self.embedded[*prompt].view())
+            .collect();
+        Ok(ndarray::stack(ndarray::Axis(0), &rows).ok())
     }
 
     fn scores(&mut self, features: ArrayView2<'_, f32>, prompts: &[&str]) -> Result<Vec<f64>> {

@@ -29,6 +29,7 @@ use rayon::prelude::*;
 pub use lookup::{VARIABLE, find, places};
 pub use manifest::Manifest;
 pub use preprocess::Preprocessor;
+pub use prompt::TokenRows;
 
 use crate::model_folder::{ContentHash, hash_named};
 use crate::runtime::SessionOptions;
@@ -55,6 +56,16 @@ trait Networks: Send {
 
     /// One row per picture of `pixels` (N,C,H,W); `prompts` has as many entries, which only [`PromptUse::Together`] reads.
     fn features(&mut self, pixels: ArrayView4<'_, f32>, prompts: &[&str]) -> Result<Array2<f32>>;
+
+    /// Token ids and mask of prompts; none where prompts are not tokenized.
+    fn tokens(&self, _prompts: &[&str]) -> Result<Option<TokenRows>> {
+        Ok(None)
+    }
+
+    /// One embedding per prompt; none where prompts are not embedded alone.
+    fn embed_prompts(&mut self, _prompts: &[&str]) -> Result<Option<Array2<f32>>> {
+        Ok(None)
+    }
 
     /// One score per row of features and prompt.
     fn scores(&mut self, features: ArrayView2<'_, f32>, prompts: &[&str]) -> Result<Vec<f64>>;
@@ -174,6 +185,22 @@ impl RewardModel {
         }
         let prompts = vec![""; images.len()];
         self.features(self.pixels(images).view(), &prompts)
+    }
+
+    /// One embedding per prompt (N,D), as the text tower gives it; none for kinds other than dual towers.
+    ///
+    /// # Errors
+    /// A prompt cannot be read, or ONNX Runtime fails.
+    pub fn embed_prompts(&mut self, prompts: &[&str]) -> Result<Option<Array2<f32>>> {
+        self.networks.embed_prompts(prompts)
+    }
+
+    /// Token ids and mask of prompts (N,L) as the network is fed them; none for kinds that have no tokenizer.
+    ///
+    /// # Errors
+    /// A prompt cannot be read.
+    pub fn tokens(&self, prompts: &[&str]) -> Result<Option<TokenRows>> {
+        self.networks.tokens(prompts)
     }
 
     /// Preprocesses pictures, all cores at once: (N,C,H,W).

@@ -16,6 +16,7 @@ pub struct PromptReader {
 }
 
 /// Token ids of some prompts, and 1 where they are not padding; both (N,L).
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenRows {
     /// Token ids.
     pub ids: Array2<i64>,

@@ -1,223 +1,233 @@
-//! Scoring many pictures: sources, broken pictures, the cache, and what bad input is told.
+//! `ortdpo score` as a user runs it, with the rewards of tiny-sd.
 
 mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::process::{Command, Output};
 
-use arrow_array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray};
-use ortdpo::data::{PairSource, PickAPic, Row};
-use ortdpo::reward::RewardModel;
-use ortdpo::runtime::SessionOptions;
-use ortdpo::score::source::{self, Source};
-use ortdpo::score::{Scored, Scorer};
+use common::train::refused;
+use common::{fixtures, ortdpo, stderr, stdout};
+use image::{Rgb, RgbImage};
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf()
+const PROMPTS: [&str; 4] = [
+    "a small apple on a red background",
+    "a cat on a blue background",
+    "a cat and a rocket on a green background",
+    "a key on a gray background",
+];
+
+fn reward(name: &str) -> PathBuf {
+    fixtures().join("../../models/tiny-rewards").join(name)
 }
 
-fn scorer(names: &[&str], cache: Option<&Path>) -> Scorer {
-    let open = |name: &&str| {
-        let folder = repository().join("models/tiny-rewards").join(name);
-        RewardModel::open_folder(&folder, &SessionOptions::default()).unwrap()
-    };
-    Scorer::new(names.iter().map(open).collect(), cache).unwrap()
-}
-
-/// Files and captions of different held-out pictures.
-fn pictures(count: usize) -> Vec<(Vec<u8>, String)> {
-    let source = PickAPic::open(&repository().join("models/tiny-sd/pairs"), "heldout").unwrap();
-    let rows = source.rows().unwrap().step_by(3).take(count);
-    rows.map(|row| match row.unwrap() {
-        Row::Pair(pair) => (pair.images[0].clone(), pair.caption),
-        other => panic!("{other:?}"),
-    })
-    .collect()
-}
-
-/// A folder with pictures, a list of them, and one file that is no picture.
-fn folder(count: usize) -> tempfile::TempDir {
+/// A folder with pictures and a list of them, as `ortdpo generate` leaves it.
+fn pictures() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
+    let images = folder.path().join("out/images");
+    fs::create_dir_all(&images).unwrap();
     let mut list = String::new();
-    for (index, (bytes, caption)) in pictures(count).into_iter().enumerate() {
-        let name = format!("{index:05}.jpg");
-        fs::write(folder.path().join(&name), bytes).unwrap();
-        let style = ["a", "b"][index % 2];
-        let line = serde_json::json!({"file": name, "prompt": caption, "seed": index, "style": style});
-        list += &format!("{line}\n");
+    for (i, prompt) in PROMPTS.iter().enumerate() {
+        let file = format!("images/{i:05}-0.png");
+        let shade = 60 * i as u8;
+        let picture = RgbImage::from_fn(64, 64, |x, y| match (x / 16 + y / 16) % 2 {
+            0 => Rgb([shade, 255 - shade, 40]),
+            _ => Rgb([20, shade, 200]),
+        });
+        picture.save(folder.path().join("out").join(&file)).unwrap();
+        let style = ["plain", "odd"][i % 2];
+        let record =
+            json!({"file": file, "prompt": prompt, "prompt_index": i, "image_index": 0, "style": style});
+        list.push_str(&format!("{record}\n"));
     }
-    fs::write(folder.path().join("broken.jpg"), b"<html>404</html>").unwrap();
-    list += "{\"file\": \"broken.jpg\", \"prompt\": \"a cat on a red background\", \"seed\": 99, \"style\": \"b\"}\n";
-    fs::write(folder.path().join("images.jsonl"), list).unwrap();
+    fs::write(folder.path().join("out/images.jsonl"), list).unwrap();
     folder
 }
 
-fn score(scorer: &mut Scorer, source: Source) -> Result<Vec<Scored>, ortdpo::Error> {
-    let mut rows = Vec::new();
-    let stop = AtomicBool::new(false);
-    scorer.score_records(source.records, &stop, |row| {
-        rows.push(row);
-        Ok(())
-    })?;
-    Ok(rows)
+fn score(folder: &Path, rewards: &[&str], arguments: &[&str]) -> Command {
+    let mut command = ortdpo(folder);
+    let rewards: Vec<String> = rewards
+        .iter()
+        .map(|name| reward(name).display().to_string())
+        .collect();
+    command.args(["--quiet", "score", "--reward", &rewards.join(",")]);
+    command.args(arguments);
+    command
+}
+
+fn succeeded(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    stdout(output)
+}
+
+fn rows(text: &str) -> Vec<Value> {
+    let whole: Value = serde_json::from_str(text).unwrap();
+    whole["rows"].as_array().unwrap().clone()
 }
 
 #[test]
-fn a_list_is_scored_in_order_and_a_broken_picture_is_a_problem_of_its_own() {
-    let folder = folder(70);
-    let mut both = scorer(&["clip", "judge"], None);
-    assert_eq!(both.names(), ["clip", "judge"]);
-    let source = source::open(folder.path().to_str().unwrap()).unwrap();
-    assert_eq!(source.len, Some(71));
-    let rows = score(&mut both, source).unwrap();
-    let (sound, broken) = rows.split_at(70);
-    assert!(
-        broken[0]
-            .problem
-            .as_deref()
-            .unwrap()
-            .contains("cannot be decoded")
-    );
-    assert_eq!(broken[0].scores, [None, None]);
-    let mut clip = scorer(&["clip"], None);
-    for (index, row) in sound.iter().enumerate() {
-        assert_eq!(row.record.fields["seed"], index);
-        let bytes = fs::read(folder.path().join(&row.record.file)).unwrap();
-        let image = ortdpo::data::image::decode(&bytes).unwrap();
-        let alone = clip
-            .score_images(&[image], &[row.record.prompt.as_deref().unwrap()])
-            .unwrap()[0][0];
-        assert!((alone - row.scores[0].unwrap()).abs() < 1e-4, "{row:?}");
-        assert!((0.0..=1.0).contains(&row.scores[1].unwrap()));
-    }
-}
-
-#[test]
-fn the_cache_gives_the_same_scores_and_survives_damage() {
-    let folder = folder(40);
-    let cache = folder.path().join("cache");
+fn a_row_per_picture_and_a_summary_that_are_the_same_from_the_cache() {
+    let folder = pictures();
+    let arguments = ["--images", "out", "--format", "json"];
     let run = || {
-        let source = source::open(folder.path().join("images.jsonl").to_str().unwrap()).unwrap();
-        score(&mut scorer(&["clip", "judge"], Some(&cache)), source).unwrap()
+        succeeded(
+            &score(folder.path(), &["clip", "judge", "aesthetic"], &arguments)
+                .output()
+                .unwrap(),
+        )
     };
     let first = run();
-    let shard = cache.join("shard-0000.bin");
-    let bytes = fs::metadata(&shard).unwrap().len();
-    // 96 embedded values and 59 logits, with their shapes.
-    assert_eq!(bytes, 40 * 4 * (96 + 59 + 2 * 3));
-    assert_eq!(run(), first);
-    assert_eq!(
-        fs::metadata(&shard).unwrap().len(),
-        bytes,
-        "nothing was embedded twice"
-    );
-    let mut damaged = fs::read(&shard).unwrap();
-    damaged[100] ^= 1;
-    fs::write(&shard, damaged).unwrap();
-    for (again, before) in run().iter().zip(&first) {
-        for (a, b) in again.scores.iter().zip(&before.scores) {
-            assert!(
-                a.zip(*b).is_none_or(|(a, b)| (a - b).abs() < 1e-4),
-                "{again:?} {before:?}"
-            );
-        }
-    }
-    let whole = fs::metadata(&shard).unwrap().len();
-    assert!(
-        whole > bytes && whole < bytes + 2000,
-        "one row was made again: {bytes} {whole}"
-    );
-}
-
-#[test]
-fn folders_globs_and_parquet_files_give_the_same_scores() {
-    let folder = folder(9);
-    let place = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let rows = pictures(9);
-    let columns: [(&str, ArrayRef); 3] = [
-        (
-            "caption",
-            Arc::new(StringArray::from_iter_values(rows.iter().map(|r| &r.1))),
-        ),
-        (
-            "image",
-            Arc::new(BinaryArray::from_iter_values(rows.iter().map(|r| &r.0))),
-        ),
-        ("seed", Arc::new(Int64Array::from_iter_values(0..9))),
-    ];
-    let batch = RecordBatch::try_from_iter(columns).unwrap();
-    let file = fs::File::create(place("all.parquet")).unwrap();
-    let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
-
-    let mut clip = scorer(&["clip"], None);
-    let listed = score(&mut clip, source::open(&place("")).unwrap()).unwrap();
-    let parquet = score(&mut clip, source::open(&place("all.parquet")).unwrap()).unwrap();
-    assert_eq!(parquet.len(), 9);
-    assert_eq!(parquet[3].record.file, format!("{}#3", place("all.parquet")));
-    assert_eq!(parquet[3].record.fields["seed"], 3);
-    for (a, b) in listed.iter().zip(&parquet) {
-        assert_eq!((&a.scores, &a.record.prompt), (&b.scores, &b.record.prompt));
-    }
-
-    fs::remove_file(place("images.jsonl")).unwrap();
-    fs::create_dir(place("style")).unwrap();
-    fs::rename(place("00008.jpg"), place("style/00000.JPEG")).unwrap();
-    let files: Vec<_> = source::open(&place(""))
-        .unwrap()
-        .records
-        .map(|r| r.unwrap())
-        .collect();
-    assert_eq!(files.len(), 10);
-    assert_eq!(files[9].fields["folder"], "style");
-    let globbed = source::open(&place("0000[0-3].jpg")).unwrap();
-    assert_eq!(globbed.len, Some(4));
-}
-
-#[test]
-fn a_prompt_that_a_reward_cannot_read_is_a_problem_of_its_row() {
-    let folder = folder(2);
-    let list = "{\"file\": \"00000.jpg\", \"prompt\": \"a zebra\"}\n{\"file\": \"00001.jpg\", \"prompt\": \"a cat on a red background\"}\n";
-    fs::write(folder.path().join("images.jsonl"), list).unwrap();
-    let source = source::open(folder.path().to_str().unwrap()).unwrap();
-    let rows = score(&mut scorer(&["clip", "judge"], None), source).unwrap();
-    assert!(rows[0].scores[0].is_some() && rows[0].scores[1].is_none());
-    assert!(rows[0].problem.as_deref().unwrap().contains("a zebra"));
-    assert!(rows[1].scores.iter().all(Option::is_some) && rows[1].problem.is_none());
-}
-
-#[test]
-fn bad_input_is_told_what_to_do() {
-    let folder = folder(1);
-    let place = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let error = |name: &str| {
-        source::open(&place(name))
-            .err()
-            .map(|e| e.to_string())
-            .unwrap_or_default()
-    };
-    fs::create_dir(place("empty")).unwrap();
-    assert!(error("empty").contains("holds no pictures"));
-    assert!(error("missing").contains("does not exist"));
-    assert!(error("*.gif").contains("holds no pictures"));
-    let lines = |text: &str| {
-        fs::write(place("list.jsonl"), text).unwrap();
-        let found = score(
-            &mut scorer(&["clip"], None),
-            source::open(&place("list.jsonl")).unwrap(),
+    let found = rows(&first);
+    assert_eq!(found.len(), PROMPTS.len());
+    for (row, prompt) in found.iter().zip(PROMPTS) {
+        assert_eq!(row["prompt"], prompt);
+        assert!(
+            row["clip"].is_f64() && row["aesthetic"].is_f64() && row["problem"].is_null(),
+            "{row}"
         );
-        found.unwrap_err().to_string()
-    };
-    assert!(lines("{\"file\": \"00000.jpg\"}").contains("00000.jpg: comes without a prompt"));
-    assert!(lines("{\"prompt\": \"a cat\"}").contains("list.jsonl:1: names no \"file\""));
-    assert!(lines("\n[1]\n").contains("list.jsonl:2: is not a JSON object"));
-    let stopped = scorer(&["clip"], None).score_records(
-        source::open(&place("")).unwrap().records,
-        &AtomicBool::new(true),
-        |_| Ok(()),
+        assert!((0.0..=1.0).contains(&row["judge"].as_f64().unwrap()));
+    }
+    let summary: Value = serde_json::from_str(&first).unwrap();
+    let clip = &summary["summary"][0];
+    let mean = found.iter().map(|row| row["clip"].as_f64().unwrap()).sum::<f64>() / 4.0;
+    assert_eq!(
+        (clip["reward"].as_str(), clip["n"].as_u64()),
+        (Some("clip"), Some(4))
     );
-    assert_eq!(stopped.unwrap_err().exit_code(), 130);
+    assert!((clip["mean"].as_f64().unwrap() - mean).abs() < 1e-9);
+    assert!(folder.path().join(".cache/features").is_dir());
+    // Other bytes under the same name are another picture.
+    assert_eq!(run(), first);
+    fs::copy(
+        folder.path().join("out/images/00001-0.png"),
+        folder.path().join("out/images/00000-0.png"),
+    )
+    .unwrap();
+    assert_ne!(rows(&run())[0]["aesthetic"], found[0]["aesthetic"]);
+}
+
+#[test]
+fn summaries_by_a_column() {
+    let folder = pictures();
+    let arguments = ["--images", "out", "--group-by", "style"];
+    let text = succeeded(&score(folder.path(), &["aesthetic"], &arguments).output().unwrap());
+    for part in ["style", "plain", "odd", "aesthetic", "median", "2"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let arguments = ["--images", "out", "--group-by", "stile"];
+    let error = refused(&score(folder.path(), &["aesthetic"], &arguments).output().unwrap());
+    assert!(
+        error.contains("--group-by stile") && error.contains("style"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_broken_picture_is_counted_and_not_fatal() {
+    let folder = pictures();
+    let path = folder.path().join("out/images/00002-0.png");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let arguments = ["--images", "out", "--format", "csv", "--output", "scores.csv"];
+    let mut command = score(folder.path(), &["clip"], &arguments);
+    let output = command.output().unwrap();
+    let summary = succeeded(&output);
+    assert!(summary.contains("clip") && summary.contains('3'), "{summary}");
+    let table = fs::read_to_string(folder.path().join("scores.csv")).unwrap();
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 5);
+    assert!(
+        lines[0].starts_with("file,prompt,") && lines[0].ends_with(",clip,problem"),
+        "{}",
+        lines[0]
+    );
+    assert!(
+        lines[3].contains("00002-0.png") && !lines[3].ends_with(','),
+        "{}",
+        lines[3]
+    );
+    assert!(lines[4].ends_with(','), "{}", lines[4]);
+}
+
+#[test]
+fn prompts_that_do_not_pair_up_are_named() {
+    let folder = pictures();
+    fs::remove_file(folder.path().join("out/images.jsonl")).unwrap();
+    let with = |lines: &str, arguments: &[&str]| {
+        fs::write(folder.path().join("prompts.txt"), lines).unwrap();
+        let all = [&["--images", "out"], arguments].concat();
+        score(folder.path(), &["clip"], &all).output().unwrap()
+    };
+    let named = ["--prompts", "prompts.txt"];
+    let error = refused(&with("a cat\na dog\n", &named));
+    assert!(
+        error.contains("prompts.txt") && error.contains("has 2 prompts") && error.contains("00002-0.png"),
+        "{error}"
+    );
+    let five = "a\nb\nc\nd\nthe fifth\n";
+    let error = refused(&with(five, &named));
+    assert!(
+        error.contains("5 prompts for 4 pictures") && error.contains("the fifth"),
+        "{error}"
+    );
+    let error = refused(&with("", &[]));
+    assert!(
+        error.contains("00000-0.png") && error.contains("without a prompt"),
+        "{error}"
+    );
+    let text = succeeded(&with("a cat\na dog\na bee\na bus\n", &named));
+    assert!(text.contains("clip"), "{text}");
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    let folder = pictures();
+    fs::create_dir(folder.path().join("empty")).unwrap();
+    let error = refused(
+        &score(folder.path(), &["clip"], &["--images", "empty"])
+            .output()
+            .unwrap(),
+    );
+    assert!(
+        error.contains("empty") && error.contains("no pictures"),
+        "{error}"
+    );
+    let error = refused(
+        &score(folder.path(), &["clip"], &["--images", "nowhere"])
+            .output()
+            .unwrap(),
+    );
+    assert!(error.contains("nowhere"), "{error}");
+    let mut command = ortdpo(folder.path());
+    let error = refused(
+        &command
+            .args(["score", "--reward", "pikscore", "--images", "out"])
+            .output()
+            .unwrap(),
+    );
+    assert!(error.contains("pikscore"), "{error}");
+    let arguments = ["--images", "out", "--format", "parquet"];
+    let error = refused(&score(folder.path(), &["clip"], &arguments).output().unwrap());
+    assert!(error.contains("--output"), "{error}");
+}
+
+#[test]
+fn rows_are_written_as_parquet() {
+    let folder = pictures();
+    let arguments = [
+        "--images",
+        "out",
+        "--format",
+        "parquet",
+        "--output",
+        "scores.parquet",
+    ];
+    succeeded(&score(folder.path(), &["clip"], &arguments).output().unwrap());
+    let bytes = fs::read(folder.path().join("scores.parquet")).unwrap();
+    assert_eq!(
+        (&bytes[..4], &bytes[bytes.len() - 4..]),
+        (&b"PAR1"[..], &b"PAR1"[..])
+    );
 }

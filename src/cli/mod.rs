@@ -8,6 +8,7 @@ pub mod fault;
 pub mod generate;
 pub mod merge;
 pub mod output;
+pub mod score;
 pub mod show;
 pub mod train;
 
@@ -63,6 +64,7 @@ enum Command {
     Doctor(doctor::Doctor),
     Generate(generate::Generate),
     Merge(merge::Merge),
+    Score(score::Score),
     Show(show::Show),
     Train(train::Train),
 }
@@ -82,6 +84,7 @@ impl Cli {
             Command::Doctor(command) => command.run(),
             Command::Generate(command) => command.run(self.global.quiet),
             Command::Merge(command) => command.run(),
+            Command::Score(command) => command.run(self.global.quiet),
             Command::Show(command) => command.run(),
             Command::Train(command) => command.run(self.global.quiet),
         }

@@ -11,6 +11,7 @@
 
 mod features;
 mod prepare;
+pub mod prompts;
 pub mod source;
 
 use std::collections::HashSet;

@@ -27,6 +27,7 @@ pub mod reward;
 pub mod rng;
 pub mod runtime;
 pub mod score;
+pub mod setmetric;
 pub mod stats;
 pub mod table;
 pub mod tensor;

@@ -65,6 +65,8 @@ pub enum Purpose {
     Rater = 21,
     /// Which prompts are held out; keyed by the prompt.
     Split = 22,
+    /// Which pictures a subset of KID holds; keyed by the subset.
+    Subset = 23,
 }
 
 /// The source of all streams of a run.
@@ -152,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    const PURPOSES: [Purpose; 16] = [
+    const PURPOSES: [Purpose; 17] = [
         Purpose::Noise,
         Purpose::Timestep,
         Purpose::Latent,
@@ -169,6 +171,7 @@ mod tests {
         Purpose::Bootstrap,
         Purpose::Rater,
         Purpose::Split,
+        Purpose::Subset,
     ];
 
     fn noise(seed: u64, pair: u64, visit: u64) -> Vec<f32> {

@@ -5,6 +5,7 @@ pub mod derive;
 pub mod dims;
 pub mod doctor;
 pub mod fault;
+pub mod fid;
 pub mod generate;
 pub mod merge;
 pub mod output;
@@ -62,6 +63,7 @@ enum Command {
     Bench(bench::Bench),
     Derive(derive::Derive),
     Doctor(doctor::Doctor),
+    Fid(fid::Fid),
     Generate(generate::Generate),
     Merge(merge::Merge),
     Score(score::Score),
@@ -82,6 +84,7 @@ impl Cli {
             Command::Bench(command) => command.run(),
             Command::Derive(command) => command.run(),
             Command::Doctor(command) => command.run(),
+            Command::Fid(command) => command.run(self.global.quiet),
             Command::Generate(command) => command.run(self.global.quiet),
             Command::Merge(command) => command.run(),
             Command::Score(command) => command.run(self.global.quiet),

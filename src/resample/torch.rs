@@ -1,6 +1,6 @@
-//! `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` on float pictures.
+//! `torch.nn.functional.interpolate(align_corners=False)` on float pictures, bicubic and bilinear.
 //!
-//! With `antialias=True` the kernel is Keys' cubic with a = -0.5, widened when shrinking; without, it is a = -0.75
+//! Bicubic with `antialias=True` the kernel is Keys' cubic with a = -0.5, widened when shrinking; without, it is a = -0.75
 //! over four samples whatever the scale, the border repeated. Values may leave the range they came from.
 
 use super::{Kernel, Taps, antialiased, cubic};
@@ -16,17 +16,19 @@ pub struct Planes {
 
 /// Resizes every plane to `height` x `width`, both at least 1.
 pub fn bicubic(planes: &Planes, height: usize, width: usize, antialias: bool) -> Planes {
+    match antialias {
+        true => resized(planes, height, width, widened_cubic),
+        false => resized(planes, height, width, four_samples),
+    }
+}
+
+/// Resizes every plane to `height` x `width`, both at least 1, between the two nearest samples whatever the scale.
+pub fn bilinear(planes: &Planes, height: usize, width: usize) -> Planes {
+    resized(planes, height, width, two_samples)
+}
+
+fn resized(planes: &Planes, height: usize, width: usize, taps: fn(usize, usize) -> Vec<Taps<f64>>) -> Planes {
     let [channels, from_height, from_width] = planes.shape;
-    let taps = match antialias {
-        true => |source: usize, target: usize| {
-            let kernel = Kernel {
-                support: 2.0,
-                value: |x| cubic(x, -0.5),
-            };
-            antialiased(source as u32, target as u32, 0..target as u32, kernel)
-        },
-        false => four_samples,
-    };
     let narrow = along_rows(&planes.values, from_width, &taps(from_width, width));
     let down = taps(from_height, height);
     let plane = |values: &[f32]| down_columns(values, width, &down);
@@ -35,6 +37,36 @@ pub fn bicubic(planes: &Planes, height: usize, width: usize, antialias: bool) ->
         shape: [channels, height, width],
         values,
     }
+}
+
+/// Pillow's windows for the cubic kernel.
+fn widened_cubic(source: usize, target: usize) -> Vec<Taps<f64>> {
+    let kernel = Kernel {
+        support: 2.0,
+        value: |x| cubic(x, -0.5),
+    };
+    antialiased(source as u32, target as u32, 0..target as u32, kernel)
+}
+
+/// The samples on both sides of each position; none beyond the border. Positions are single precision, as in PyTorch.
+fn two_samples(source: usize, target: usize) -> Vec<Taps<f64>> {
+    let scale = source as f32 / target as f32;
+    let taps = |i: usize| {
+        let position = (scale * (i as f32 + 0.5) - 0.5).max(0.0);
+        let start = (position as usize).min(source - 1);
+        let above = position - start as f32;
+        match start + 1 < source {
+            true => Taps {
+                start,
+                weights: vec![f64::from(1.0 - above), f64::from(above)],
+            },
+            false => Taps {
+                start,
+                weights: vec![1.0],
+            },
+        }
+    };
+    (0..target).map(taps).collect()
 }
 
 /// Four samples around each position; those beyond the border count for the border's own.

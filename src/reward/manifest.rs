@@ -86,6 +86,19 @@ pub enum Scorer {
         #[serde(default)]
         standardize: Option<Standardize>,
     },
+    /// No score: features of pictures, for FID, KID and other metrics of sets.
+    FeatureExtractor {
+        /// Gives one row of features per picture.
+        image: ImageTower,
+    },
+    /// No score: features of pictures whose squared distance is the LPIPS distance, from layers of any network.
+    Perceptual {
+        /// Gives activations (N,C,H,W) of several layers.
+        image: LayeredTower,
+        /// safetensors file with f32 `lin0` [1, C, 1, 1], `lin1`, … for the layers in their order, none below 0, relative to
+        /// the manifest.
+        heads: String,
+    },
     /// How far a classifier finds in the picture what the prompt names.
     ClassifierMatch {
         /// Names what is in pictures; `output` is not used, see `heads`.
@@ -124,6 +137,20 @@ pub struct ClassifierTower {
     pub model: String,
     /// Input for pictures (N,C,H,W).
     pub input: String,
+    /// From an 8-bit RGB picture to the input, step by step.
+    pub preprocessing: Vec<Step>,
+}
+
+/// A network that reads pictures, and whose layers are looked at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LayeredTower {
+    /// ONNX file, relative to the manifest.
+    pub model: String,
+    /// Input for pictures (N,C,H,W).
+    pub input: String,
+    /// Outputs with activations (N,C,H,W).
+    pub layers: Vec<String>,
     /// From an 8-bit RGB picture to the input, step by step.
     pub preprocessing: Vec<Step>,
 }
@@ -213,6 +240,21 @@ pub enum Step {
     TorchResizeLongestAntialiasedV1 {
         /// Pixels of a side afterwards.
         size: u32,
+    },
+    /// Bytes to floats from 0 to 255 of the given size, as clean-fid resizes: Pillow's bicubic on floats of each channel,
+    /// antialiased, not rounded, clipped to 0 and 255.
+    CleanFidResizeV1 {
+        /// Pixels afterwards.
+        height: u32,
+        /// Pixels afterwards.
+        width: u32,
+    },
+    /// PyTorch's bilinear interpolation of floats without antialiasing, whatever the proportions: pytorch-fid.
+    TorchResizeBilinearV1 {
+        /// Pixels afterwards.
+        height: u32,
+        /// Pixels afterwards.
+        width: u32,
     },
     /// (value - mean) / std for each of the three channels.
     NormalizeV1 {
@@ -363,8 +405,18 @@ impl Manifest {
             Scorer::DualTower { .. } => "dual_tower",
             Scorer::ImageHead { .. } => "image_head",
             Scorer::CrossEncoder { .. } => "cross_encoder",
+            Scorer::FeatureExtractor { .. } => "feature_extractor",
+            Scorer::Perceptual { .. } => "perceptual",
             Scorer::ClassifierMatch { .. } => "classifier_match",
         }
+    }
+
+    /// Whether it gives a score, not only features of pictures.
+    pub fn gives_scores(&self) -> bool {
+        !matches!(
+            self.scorer,
+            Scorer::FeatureExtractor { .. } | Scorer::Perceptual { .. }
+        )
     }
 
     /// The preprocessing of pictures.
@@ -372,7 +424,9 @@ impl Manifest {
         match &self.scorer {
             Scorer::DualTower { image, .. }
             | Scorer::ImageHead { image, .. }
-            | Scorer::CrossEncoder { image, .. } => &image.preprocessing,
+            | Scorer::CrossEncoder { image, .. }
+            | Scorer::FeatureExtractor { image } => &image.preprocessing,
+            Scorer::Perceptual { image, .. } => &image.preprocessing,
             Scorer::ClassifierMatch { image, .. } => &image.preprocessing,
         }
     }
@@ -388,6 +442,8 @@ impl Manifest {
                 [&image.model].into_iter().chain(head).collect()
             }
             Scorer::CrossEncoder { image, prompt, .. } => vec![&image.model, &prompt.tokenizer],
+            Scorer::FeatureExtractor { image } => vec![&image.model],
+            Scorer::Perceptual { image, heads } => vec![&image.model, heads],
             Scorer::ClassifierMatch { image, labels, .. } => vec![&image.model, labels],
         };
         files.sort();
@@ -398,7 +454,13 @@ impl Manifest {
     /// What determines the features of a picture beside the files.
     pub(super) fn features(&self) -> FeatureDescription<'_> {
         let ((input, outputs), prompt) = match &self.scorer {
-            Scorer::DualTower { image, .. } | Scorer::ImageHead { image, .. } => (image.ends(), None),
+            Scorer::DualTower { image, .. }
+            | Scorer::ImageHead { image, .. }
+            | Scorer::FeatureExtractor { image } => (image.ends(), None),
+            Scorer::Perceptual { image, .. } => {
+                let layers = image.layers.iter().map(String::as_str).collect();
+                ((image.input.as_str(), layers), None)
+            }
             Scorer::CrossEncoder { image, prompt, .. } => (image.ends(), Some(prompt)),
             Scorer::ClassifierMatch { image, heads, .. } => {
                 let outputs = heads.iter().map(|head| head.output.as_str()).collect();
@@ -416,7 +478,10 @@ impl Manifest {
     /// The files that determine the features of a picture.
     pub(super) fn feature_files(&self) -> Vec<&str> {
         match &self.scorer {
-            Scorer::DualTower { image, .. } | Scorer::ImageHead { image, .. } => vec![&image.model],
+            Scorer::DualTower { image, .. }
+            | Scorer::ImageHead { image, .. }
+            | Scorer::FeatureExtractor { image } => vec![&image.model],
+            Scorer::Perceptual { image, heads } => vec![&image.model, heads],
             Scorer::CrossEncoder { image, prompt, .. } => vec![&image.model, &prompt.tokenizer],
             Scorer::ClassifierMatch { image, .. } => vec![&image.model],
         }
@@ -437,6 +502,11 @@ impl Manifest {
                 standardize: Some(s), ..
             } => positive("scorer.standardize.std", s.std),
             Scorer::ClassifierMatch { heads, .. } => check_heads(heads),
+            Scorer::Perceptual { image, .. } if image.layers.is_empty() => Err(Error::bad(
+                "scorer.image.layers",
+                "is empty",
+                "Name at least one output of the network.",
+            )),
             _ => Ok(()),
         }
     }

@@ -12,10 +12,12 @@
 mod classifier_match;
 mod cross_encoder;
 mod dual_tower;
+mod feature_extractor;
 mod image_head;
 mod lookup;
 pub mod manifest;
 mod network;
+mod perceptual;
 mod preprocess;
 mod prompt;
 
@@ -117,6 +119,8 @@ impl RewardModel {
                 prompt,
                 standardize,
             } => cross_encoder::open(folder, options, shape, image, prompt, standardize.clone()),
+            Scorer::FeatureExtractor { image } => feature_extractor::open(folder, options, shape, image),
+            Scorer::Perceptual { image, heads } => perceptual::open(folder, options, shape, image, heads),
             Scorer::ClassifierMatch {
                 image,
                 labels,

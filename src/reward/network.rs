@@ -127,10 +127,25 @@ impl Network {
         idle: &[&str],
         outputs: &[&str],
     ) -> Result<Vec<Array2<f32>>> {
+        let found = self.run_layers(inputs, idle, outputs)?;
+        let rows = outputs.iter().zip(found);
+        rows.map(|(name, array)| self.rows(name, array)).collect()
+    }
+
+    /// As [`Network::run`], but the outputs may have any shape whose first dimension is that of the samples.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails, or an output does not have the samples in its first dimension.
+    pub fn run_layers(
+        &mut self,
+        inputs: &[(&str, Values<'_>)],
+        idle: &[&str],
+        outputs: &[&str],
+    ) -> Result<Vec<ArrayD<f32>>> {
         let (first, samples) = (inputs[0].0, inputs[0].1.len());
         let fixed = self.input(first)?.dims.first().copied().flatten();
         let batch = fixed.unwrap_or(BATCH).max(1);
-        let mut parts: Vec<Vec<Array2<f32>>> = outputs.iter().map(|_| Vec::new()).collect();
+        let mut parts: Vec<Vec<ArrayD<f32>>> = outputs.iter().map(|_| Vec::new()).collect();
         for start in (0..samples).step_by(batch) {
             let wanted = batch.min(samples - start);
             // An export with a fixed batch is filled up with the last sample.
@@ -159,7 +174,7 @@ impl Network {
         inputs: &[(&str, Values<'_>)],
         idle: &[&str],
         outputs: &[&str],
-    ) -> Result<Vec<Array2<f32>>> {
+    ) -> Result<Vec<ArrayD<f32>>> {
         let batch_name = self.input(inputs[0].0)?.symbols.first().cloned().flatten();
         let mut tensors = Vec::new();
         for (name, values) in inputs {
@@ -174,8 +189,8 @@ impl Network {
             .map(|(name, tensor)| (*name, TensorView::from(tensor)))
             .collect();
         let mut found = self.session.run(&views)?;
-        let rows = |name: &&str| self.rows(name, found.take(name)?, indices.len());
-        outputs.iter().map(rows).collect()
+        let samples = |name: &&str| self.samples(name, found.take(name)?, indices.len());
+        outputs.iter().map(samples).collect()
     }
 
     /// Zeros for an input that does not matter: one row, or as many as the batch where the export ties them together.
@@ -193,21 +208,31 @@ impl Network {
         }
     }
 
-    fn rows(&self, name: &str, tensor: Tensor, samples: usize) -> Result<Array2<f32>> {
+    fn samples(&self, name: &str, tensor: Tensor, samples: usize) -> Result<ArrayD<f32>> {
         let array = tensor.into_f32(&format!("{}: output `{name}`", self.place))?;
+        match array.shape().first() {
+            Some(&first) if first == samples => Ok(array),
+            _ => Err(self.not_one_row_each(name, array.shape(), samples)),
+        }
+    }
+
+    fn rows(&self, name: &str, array: ArrayD<f32>) -> Result<Array2<f32>> {
         let shape = array.shape().to_vec();
         let array = if shape.len() == 1 {
             array.insert_axis(Axis(1))
         } else {
             array
         };
-        match array.into_dimensionality::<Ix2>() {
-            Ok(rows) if rows.nrows() == samples => Ok(rows),
-            _ => Err(self.unfit(
-                format!("gives `{name}` of shape {shape:?} for {samples} samples, not one row each"),
-                "Name an output of shape [N,D] in the manifest.",
-            )),
-        }
+        array
+            .into_dimensionality::<Ix2>()
+            .map_err(|_| self.not_one_row_each(name, &shape, shape[0]))
+    }
+
+    fn not_one_row_each(&self, name: &str, shape: &[usize], samples: usize) -> Error {
+        self.unfit(
+            format!("gives `{name}` of shape {shape:?} for {samples} samples, not one row each"),
+            "Name an output of shape [N,D] in the manifest.",
+        )
     }
 
     fn input(&self, name: &str) -> Result<&IoInfo> {

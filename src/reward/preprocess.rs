@@ -4,7 +4,7 @@ use image::{RgbImage, imageops};
 
 use super::manifest::{Filter, Step};
 use crate::resample::pillow;
-use crate::resample::torch::{Planes, bicubic};
+use crate::resample::torch::{Planes, bicubic, bilinear};
 use crate::{Error, Result};
 
 /// A checked list of steps: every picture comes out with the same size.
@@ -163,6 +163,16 @@ fn after(step: &Step, size: Size, is_float: bool) -> Result<(Size, bool), Misfit
             at_least_one(size)?;
             Ok((Size::Exact(size, size), true))
         }
+        Step::CleanFidResizeV1 { height, width } => {
+            on(false)?;
+            at_least_one(height.min(width))?;
+            Ok((Size::Exact(height, width), true))
+        }
+        Step::TorchResizeBilinearV1 { height, width } => {
+            on(true)?;
+            at_least_one(height.min(width))?;
+            Ok((Size::Exact(height, width), true))
+        }
         Step::NormalizeV1 { std, .. } => {
             on(true)?;
             match std.iter().all(|&s| s > 0.0) {
@@ -227,6 +237,9 @@ impl Picture {
                 },
             ) => Self::Bytes(pillow::resize(&image, width, height, filter.into())),
             (Self::Bytes(image), Step::ToUnitFloatV1 {}) => Self::Floats(to_unit(&image)),
+            (Self::Bytes(image), &Step::CleanFidResizeV1 { height, width }) => {
+                Self::Floats(clean_fid_resize(&image, height as usize, width as usize))
+            }
             (Self::Bytes(image), crop) => match crop_of(crop) {
                 Some(Crop { size, offset }) => {
                     let (left, top) = (offset(image.width() - size), offset(image.height() - size));
@@ -239,6 +252,9 @@ impl Picture {
             }
             (Self::Floats(planes), &Step::TorchResizeLongestAntialiasedV1 { size }) => {
                 Self::Floats(resize_longest(&planes, size as usize, true))
+            }
+            (Self::Floats(planes), &Step::TorchResizeBilinearV1 { height, width }) => {
+                Self::Floats(bilinear(&planes, height as usize, width as usize))
             }
             (Self::Floats(mut planes), Step::NormalizeV1 { mean, std }) => {
                 let per_plane = planes.shape[1] * planes.shape[2];
@@ -278,7 +294,21 @@ fn resize_shortest(image: &RgbImage, size: u32, filter: Filter, crop: Option<Cro
     }
 }
 
+/// Pillow's bicubic on floats of 0 to 255, which PyTorch's antialiased one equals, without rounding in between.
+fn clean_fid_resize(image: &RgbImage, height: usize, width: usize) -> Planes {
+    let mut resized = bicubic(&to_planes(image, f32::from), height, width, true);
+    resized
+        .values
+        .iter_mut()
+        .for_each(|value| *value = value.clamp(0.0, 255.0));
+    resized
+}
+
 fn to_unit(image: &RgbImage) -> Planes {
+    to_planes(image, |byte| f32::from(byte) / 255.0)
+}
+
+fn to_planes(image: &RgbImage, value: fn(u8) -> f32) -> Planes {
     let (width, height) = image.dimensions();
     let area = width as usize * height as usize;
     let mut values = vec![0.0; 3 * area];
@@ -286,9 +316,9 @@ fn to_unit(image: &RgbImage) -> Planes {
     let (green, blue) = rest.split_at_mut(area);
     let pixels = image.as_raw().chunks_exact(3);
     for (((pixel, red), green), blue) in pixels.zip(red).zip(green).zip(blue) {
-        *red = f32::from(pixel[0]) / 255.0;
-        *green = f32::from(pixel[1]) / 255.0;
-        *blue = f32::from(pixel[2]) / 255.0;
+        *red = value(pixel[0]);
+        *green = value(pixel[1]);
+        *blue = value(pixel[2]);
     }
     Planes {
         shape: [3, height as usize, width as usize],

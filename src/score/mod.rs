@@ -14,7 +14,7 @@ mod prepare;
 pub mod prompts;
 pub mod source;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
@@ -79,11 +79,35 @@ impl Scorer {
         let mut names = HashSet::new();
         for reward in &rewards {
             let name = &reward.manifest().name;
+            if !reward.manifest().gives_scores() {
+                let what = format!("is of kind {}, which gives no score", reward.manifest().kind());
+                let remedy = "Use it with `ortdpo fid`; score with a reward of another kind.";
+                return Err(Error::bad(format!("reward {name}"), what, remedy));
+            }
             if !names.insert(name) {
                 let remedy = "Leave one out, or change `name` in the manifest of one.";
                 return Err(Error::bad(format!("reward {name}"), "was named twice", remedy));
             }
         }
+        Self::with_towers(rewards, cache)
+    }
+
+    /// Takes one model for the features of pictures alone; see [`Scorer::embed_records`].
+    ///
+    /// # Errors
+    /// It reads pictures and prompts together, or a file of it cannot be read.
+    pub fn of_features(model: RewardModel, cache: Option<&Path>) -> Result<Self> {
+        if model.prompt_use() == PromptUse::Together {
+            return Err(Error::bad(
+                format!("reward {}", model.manifest().name),
+                "reads pictures and prompts together and has no features of a picture alone",
+                "Take one of kind feature_extractor, dual_tower or image_head.",
+            ));
+        }
+        Self::with_towers(vec![model], cache)
+    }
+
+    fn with_towers(rewards: Vec<RewardModel>, cache: Option<&Path>) -> Result<Self> {
         let mut preprocessors: Vec<Preprocessor> = Vec::new();
         let mut towers: Vec<Tower> = Vec::new();
         for (index, reward) in rewards.iter().enumerate() {
@@ -153,6 +177,49 @@ impl Scorer {
         stop: &AtomicBool,
         mut on_scored: impl FnMut(Scored) -> Result<()>,
     ) -> Result<()> {
+        let needs_prompts = self.needs_prompts();
+        self.each_chunk(records, stop, |scorer, chunk| {
+            if needs_prompts {
+                check_prompts(&chunk)?;
+            }
+            scorer
+                .score_chunk(chunk)?
+                .into_iter()
+                .try_for_each(&mut on_scored)
+        })
+    }
+
+    /// Hands on every record with the features that the first model gives its picture, or why there are none, in order.
+    ///
+    /// # Errors
+    /// As [`Scorer::score_records`].
+    pub fn embed_records(
+        &mut self,
+        records: Records,
+        stop: &AtomicBool,
+        mut on_embedded: impl FnMut(Record, Result<Array1<f32>, String>) -> Result<()>,
+    ) -> Result<()> {
+        self.each_chunk(records, stop, |scorer, chunk| {
+            let mut features: HashMap<usize, Array1<f32>> =
+                scorer.tower_features(0, &chunk)?.into_iter().collect();
+            for (row, prepared) in chunk.records.into_iter().enumerate() {
+                let outcome = match (features.remove(&row), prepared.problem) {
+                    (Some(features), None) => Ok(features),
+                    (_, problem) => Err(problem.unwrap_or_default()),
+                };
+                on_embedded(prepared.record, outcome)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Prepares records on other threads and hands on their chunks in order.
+    fn each_chunk(
+        &mut self,
+        records: Records,
+        stop: &AtomicBool,
+        mut on_chunk: impl FnMut(&mut Self, Chunk) -> Result<()>,
+    ) -> Result<()> {
         let preparer = Preparer {
             preprocessors: self.preprocessors.clone(),
             towers: self
@@ -162,7 +229,6 @@ impl Scorer {
                 .collect(),
             known: self.cache.as_ref().map(FeatureCache::known).transpose()?,
         };
-        let needs_prompts = self.needs_prompts();
         let (send, receive) = sync_channel(CHUNKS_WAITING);
         let result = std::thread::scope(|scope| {
             scope.spawn(move || preparer.run(records, &send));
@@ -174,10 +240,7 @@ impl Scorer {
                             "scoring stopped; what was scored is cached".into(),
                         ));
                     }
-                    if needs_prompts {
-                        check_prompts(&chunk)?;
-                    }
-                    self.score_chunk(chunk)?.into_iter().try_for_each(&mut on_scored)
+                    on_chunk(self, chunk)
                 });
                 if result.is_err() {
                     break;

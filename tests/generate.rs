@@ -294,6 +294,10 @@ fn unusable_requests_are_refused_in_one_paragraph() {
         (["--prompts", "empty.txt"], "empty.txt"),
         (["--steps", "0"], "--steps: is 0"),
         (["--batch", "0"], "--batch: is 0"),
+        (["--guidance", "NaN"], "--guidance: is NaN"),
+        (["--guidance-rescale", "2"], "--guidance-rescale: is 2"),
+        (["--eta", "5"], "eta: is 5"),
+        (["--steps", "2000"], "2000"),
         (
             ["--height", "13"],
             "--height: is 13, which is not a multiple of 8",
@@ -303,5 +307,6 @@ fn unusable_requests_are_refused_in_one_paragraph() {
     ] {
         let text = refused(&workspace.generate("out", &options).output().unwrap());
         assert!(text.contains(says), "{text}");
+        assert!(!workspace.path("out").exists(), "{text}");
     }
 }

@@ -14,7 +14,6 @@ use super::writer::{Done, write_all};
 use super::{GenerateOptions, stopped};
 use crate::diffusion::NoiseSchedule;
 use crate::diffusion::sampler::{SamplerConfig, sampler};
-use crate::model_folder::ModelFolder;
 use crate::pipeline::{Embedding, Pipeline};
 use crate::progress::clock;
 use crate::rng::Streams;
@@ -50,22 +49,19 @@ pub struct Batches<'a> {
 
 impl<'a> Batches<'a> {
     /// Ready for the first batch.
-    ///
-    /// # Errors
-    /// The scheduler's config is unusable.
     pub fn new(
         plan: &'a GeneratePlan,
         settings: &'a Settings,
         pipeline: Pipeline,
-        model: &ModelFolder,
-    ) -> Result<Self> {
-        Ok(Self {
+        (sampler, schedule): (SamplerConfig, NoiseSchedule),
+    ) -> Self {
+        Self {
             plan,
             settings,
-            sampler: plan.sampler_config(model)?,
-            schedule: NoiseSchedule::from_file(&model.scheduler_config()?)?,
+            sampler,
+            schedule,
             pipeline,
-        })
+        }
     }
 
     /// Makes all of `todo` into `folder`.

@@ -22,44 +22,55 @@ use crate::{Error, Result};
 /// Subfolder of the images.
 pub(super) const IMAGES: &str = "images";
 
+const SETTINGS: &str = "generate.json";
+const RECORDS: &str = "images.jsonl";
+
 /// An output folder that is being filled.
 #[derive(Debug)]
 pub struct OutputFolder {
     root: PathBuf,
     records: BTreeMap<(usize, usize), ImageRecord>,
-    log: File,
+    /// Open once the run has begun.
+    log: Option<File>,
     kept: usize,
 }
 
 impl OutputFolder {
-    /// Opens `root` for images of `settings`, making it if need be.
+    /// Looks at what is in `root`, without changing anything there.
     ///
     /// # Errors
-    /// It holds images of other settings or other prompts, or files that are not of such a folder; or it cannot be
-    /// written.
+    /// It holds images of other settings or other prompts, or files that are not of such a folder.
     pub fn open(root: &Path, settings: &Settings, plan: &GeneratePlan) -> Result<Self> {
-        let images = root.join(IMAGES);
-        fs::create_dir_all(&images).map_err(Error::io(&images, "create the folder"))?;
-        let path = root.join("generate.json");
-        match path.exists() {
-            true => accept(&path, settings)?,
-            false => {
-                let text = serde_json::to_string_pretty(settings).expect("settings have string keys only");
-                write_atomically(&path, format!("{text}\n").as_bytes())?;
-            }
+        let records = read_records(&root.join(RECORDS), root)?;
+        let path = root.join(SETTINGS);
+        // Settings under which no image was made bind nobody.
+        if path.exists() && !records.is_empty() {
+            accept(&path, settings)?;
         }
-        let records = read_records(&root.join("images.jsonl"), root)?;
         check_prompts(root, &records, plan)?;
-        let folder_log = root.join("images.jsonl");
-        // A line that was cut off by a crash or a full disk is gone after this.
-        write_atomically(&folder_log, &lines(records.values()))?;
-        let log = OpenOptions::new().append(true).open(&folder_log);
         Ok(Self {
             root: root.to_path_buf(),
-            log: log.map_err(Error::io(&folder_log, "write"))?,
+            log: None,
             kept: records.len(),
             records,
         })
+    }
+
+    /// Makes the folder ready for images of `settings`.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn begin(&mut self, settings: &Settings) -> Result<()> {
+        let images = self.root.join(IMAGES);
+        fs::create_dir_all(&images).map_err(Error::io(&images, "create the folder"))?;
+        let text = serde_json::to_string_pretty(settings).expect("settings have string keys only");
+        write_atomically(&self.root.join(SETTINGS), format!("{text}\n").as_bytes())?;
+        let path = self.root.join(RECORDS);
+        // A line that was cut off by a crash or a full disk is gone after this.
+        write_atomically(&path, &lines(self.records.values()))?;
+        let log = OpenOptions::new().append(true).open(&path);
+        self.log = Some(log.map_err(Error::io(&path, "write"))?);
+        Ok(())
     }
 
     /// Where it is.
@@ -87,9 +98,9 @@ impl OutputFolder {
     /// # Errors
     /// The disk is full.
     pub fn add(&mut self, record: ImageRecord) -> Result<()> {
-        self.log
-            .write_all(&lines([&record]))
-            .map_err(Error::io(self.root.join("images.jsonl"), "write"))?;
+        let log = self.log.as_mut().expect("a run begins before it adds images");
+        log.write_all(&lines([&record]))
+            .map_err(Error::io(self.root.join(RECORDS), "write"))?;
         self.records
             .insert((record.prompt_index, record.image_index), record);
         Ok(())
@@ -100,7 +111,7 @@ impl OutputFolder {
     /// # Errors
     /// They cannot be written.
     pub fn finish(self) -> Result<Vec<ImageRecord>> {
-        write_atomically(&self.root.join("images.jsonl"), &lines(self.records.values()))?;
+        write_atomically(&self.root.join(RECORDS), &lines(self.records.values()))?;
         Ok(self.records.into_values().collect())
     }
 }

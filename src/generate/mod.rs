@@ -77,9 +77,12 @@ pub fn run(plan: &GeneratePlan, output: &Path, options: &GenerateOptions) -> Res
                 .console
                 .say(&format!("{} images are there already", folder.kept()));
         }
+        let sampling = plan.sampling(&model)?;
         let pipeline = Pipeline::load(&model, &plan.adapters, &pipeline_options(plan, options, made))?;
+        // Nothing is left behind by a run that cannot begin.
+        folder.begin(&settings)?;
         let began = Instant::now();
-        let batches = Batches::new(plan, &settings, pipeline, &model)?;
+        let batches = Batches::new(plan, &settings, pipeline, sampling);
         batches.run(&todo, &mut folder, options)?;
         seconds = began.elapsed().as_secs_f64();
     }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::batches::Work;
-use crate::diffusion::sampler::{SamplerConfig, SamplerKind};
+use crate::diffusion::NoiseSchedule;
+use crate::diffusion::sampler::{SamplerConfig, SamplerKind, sampler};
 use crate::model_folder::{Component, ModelFolder};
 use crate::pipeline::{AdapterRef, Guidance};
 use crate::prompts::Prompt;
@@ -91,8 +92,29 @@ impl GeneratePlan {
         Ok(config)
     }
 
+    /// Sampler and noise schedule of `model` for this plan, which a sampler was made of without complaint.
+    pub(super) fn sampling(&self, model: &ModelFolder) -> Result<(SamplerConfig, NoiseSchedule)> {
+        let config = self.sampler_config(model)?;
+        let schedule = NoiseSchedule::from_file(&model.scheduler_config()?)?;
+        sampler(&config, &schedule, self.steps)?;
+        Ok((config, schedule))
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         let bad = |option: &str, what: &str| Err(Error::bad(option, what, "Give at least one."));
+        let Guidance { scale, rescale } = self.guidance;
+        if !scale.is_finite() {
+            let what = format!("is {scale}");
+            return Err(Error::bad("--guidance", what, "Give a number; 1 is no guidance."));
+        }
+        if !(0.0..=1.0).contains(&rescale) {
+            let what = format!("is {rescale}");
+            return Err(Error::bad(
+                "--guidance-rescale",
+                what,
+                "Give a number from 0 to 1.",
+            ));
+        }
         match () {
             () if self.prompts.is_empty() => bad("--prompts", "holds no prompt"),
             () if self.steps == 0 => bad("--steps", "is 0"),

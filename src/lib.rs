@@ -9,6 +9,7 @@ pub mod data;
 pub mod diffusion;
 pub mod draws;
 mod error;
+pub mod eval;
 pub mod fsutil;
 pub mod generate;
 pub mod margin;

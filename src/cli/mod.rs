@@ -4,6 +4,7 @@ pub mod bench;
 pub mod derive;
 pub mod dims;
 pub mod doctor;
+pub mod eval;
 pub mod fault;
 pub mod fid;
 pub mod generate;
@@ -31,6 +32,8 @@ Examples:
                                     what a training step costs here
   ortdpo train --config examples/stable-ema.yaml
                                     preference training
+  ortdpo eval --config examples/eval-demo.yaml
+                                    models compared by rewards, with win rates
   ortdpo generate --model models/tiny-sd --prompt 'a small apple on a blue background' --output out
                                     images
 
@@ -64,6 +67,7 @@ enum Command {
     Derive(derive::Derive),
     Doctor(doctor::Doctor),
     Fid(fid::Fid),
+    Eval(Box<eval::Eval>),
     Generate(generate::Generate),
     Merge(merge::Merge),
     Score(score::Score),
@@ -85,6 +89,7 @@ impl Cli {
             Command::Derive(command) => command.run(),
             Command::Doctor(command) => command.run(),
             Command::Fid(command) => command.run(self.global.quiet),
+            Command::Eval(command) => command.run(self.global.quiet),
             Command::Generate(command) => command.run(self.global.quiet),
             Command::Merge(command) => command.run(),
             Command::Score(command) => command.run(self.global.quiet),

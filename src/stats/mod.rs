@@ -9,4 +9,4 @@ mod win_rate;
 
 pub use bootstrap::{Bootstrap, Interval, Resampling};
 pub use summary::{Summary, percentile};
-pub use win_rate::WinRate;
+pub use win_rate::{WinRate, outcome};

@@ -37,6 +37,7 @@ fn escaped(text: &str) -> String {
             '^' => out.push_str("\\textasciicircum{}"),
             '<' => out.push_str("\\textless{}"),
             '>' => out.push_str("\\textgreater{}"),
+            '±' => out.push_str("$\\pm$"),
             '|' => out.push_str("\\textbar{}"),
             '\n' | '\r' => out.push(' '),
             _ => out.push(c),

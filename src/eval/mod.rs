@@ -1,0 +1,110 @@
+//! Comparing models: the same prompts and noise through each, the same rewards, the table that people publish.
+//!
+//! ```text
+//! config ─► EvalPlan ─► images.rs: generate, or pictures made elsewhere ─► DIR/models/NAME/seed-S/
+//!                            └─► scores.rs: every picture by every reward ─► DIR/models/NAME/scores.jsonl
+//!                                     └─► results.rs: means, win rates, intervals ─► DIR/results.json, table.*
+//! manifest.rs: all that results depend on ─► DIR/manifest.json; merge.rs: tables of equal manifests together
+//! ```
+//!
+//! Images are paired: those of one seed, prompt and number start from the same noise in every model. Everything is kept
+//! and found again: a model that is added is the only one that runs.
+
+pub mod config;
+mod images;
+pub mod manifest;
+pub mod merge;
+pub mod results;
+pub mod scores;
+pub mod tables;
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use crate::fsutil::write_atomically;
+use crate::progress::Console;
+use crate::reward;
+use crate::runtime::{Arena, SessionOptions};
+use crate::score::Scorer;
+use crate::table::Format;
+use crate::{Error, Result};
+use config::EvalPlan;
+use manifest::Manifest;
+use results::Results;
+use scores::ModelScores;
+
+/// What an evaluation is run with, apart from what is in it.
+#[derive(Debug, Clone, Copy)]
+pub struct EvalOptions<'a> {
+    /// Where progress is shown.
+    pub console: Console,
+    /// Asks the run to end; what is done is kept.
+    pub stop: &'a AtomicBool,
+}
+
+/// Runs what is not there yet and writes the results into `output`.
+///
+/// # Errors
+/// A model or a reward cannot be loaded; pictures and prompts do not pair up; the disk is full; or
+/// [`Error::Interrupted`]. After the last two the same call goes on where it stopped.
+pub fn run(plan: &EvalPlan, output: &Path, options: &EvalOptions) -> Result<Results> {
+    for name in &plan.rewards {
+        // Before hours of generation, not after.
+        reward::find(name)?;
+    }
+    std::fs::create_dir_all(output).map_err(Error::io(output, "create the folder"))?;
+    let session = SessionOptions {
+        ep: plan.runtime.ep,
+        threads: plan.runtime.threads,
+        arena: Arena::Shared,
+        ..SessionOptions::default()
+    };
+    let mut models = Vec::new();
+    for model in &plan.models {
+        let folder = output.join("models").join(&model.name);
+        models.push(images::of_model(plan, model, &folder, &session, options)?);
+    }
+    images::check_samplers(&models, options.console);
+    let mut scorer = Scorer::open(&plan.rewards, &session, Some(&output.join(".features")))?;
+    let manifest = Manifest::of(plan, &models, &scorer)?;
+    let mut scored = Vec::new();
+    for model in models {
+        scored.push(scores::of_model(
+            model,
+            &plan.prompts,
+            &mut scorer,
+            output,
+            options,
+        )?);
+    }
+    finish(&manifest, &scored, output)
+}
+
+/// Computes results and writes them with the manifest and the tables.
+fn finish(manifest: &Manifest, models: &[ModelScores], output: &Path) -> Result<Results> {
+    let results = Results::of(manifest, models);
+    write_json(&output.join("manifest.json"), manifest)?;
+    write_json(&output.join("results.json"), &results)?;
+    for format in [Format::Markdown, Format::Csv, Format::Latex] {
+        let path = output.join(format!("table.{}", format.extension()));
+        let text = tables::render(&results, format);
+        write_atomically(&path, format!("{text}\n").as_bytes())?;
+    }
+    Ok(results)
+}
+
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).expect("results have string keys only");
+    write_atomically(path, format!("{text}\n").as_bytes())
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Error::bad(
+            path.display().to_string(),
+            format!("is not what this program writes: {error}"),
+            "Run the evaluation again.",
+        )
+    })
+}

@@ -203,13 +203,16 @@ fn of_folder(plan: &EvalPlan, name: &str, folder: &Path) -> Result<ModelImages> 
     })
 }
 
+/// An image of a prompt: seed and number if the list says, and the file.
+type Found = (Option<(u64, u64)>, PathBuf);
+
 /// Which image is for which prompt: by its `prompt_index`, else by the text of its prompt, else by its position.
 struct Pairing<'a> {
     plan: &'a EvalPlan,
     folder: &'a Path,
     by_text: HashMap<&'a str, Vec<usize>>,
-    /// Per prompt: seed and number if known, and the file.
-    found: Vec<Vec<(Option<(u64, u64)>, PathBuf)>>,
+    /// By prompt.
+    found: Vec<Vec<Found>>,
 }
 
 impl<'a> Pairing<'a> {

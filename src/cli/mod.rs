@@ -11,6 +11,7 @@ pub mod generate;
 pub mod merge;
 pub mod output;
 pub mod score;
+pub mod report;
 pub mod show;
 pub mod train;
 
@@ -71,6 +72,7 @@ enum Command {
     Generate(generate::Generate),
     Merge(merge::Merge),
     Score(score::Score),
+    Report(report::Report),
     Show(show::Show),
     Train(train::Train),
 }
@@ -93,6 +95,7 @@ impl Cli {
             Command::Generate(command) => command.run(self.global.quiet),
             Command::Merge(command) => command.run(),
             Command::Score(command) => command.run(self.global.quiet),
+            Command::Report(command) => command.run(),
             Command::Show(command) => command.run(),
             Command::Train(command) => command.run(self.global.quiet),
         }

@@ -37,6 +37,8 @@ Examples:
                                     models compared by rewards, with win rates
   ortdpo generate --model models/tiny-sd --prompt 'a small apple on a blue background' --output out
                                     images
+  ortdpo report runs/demo -o report.html
+                                    a run's curves and settings, as a page
 
 Exit codes: 0 done, 2 something in the input to mend, 130 interrupted, 1 anything else.";
 

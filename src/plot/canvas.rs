@@ -133,14 +133,23 @@ impl Figure {
 
     /// An `<svg>` element for a page with the rules of [`super::page_rules`].
     pub fn inline(&self) -> String {
-        let Self { size: (w, h), data, body, .. } = self;
+        let Self {
+            size: (w, h),
+            data,
+            body,
+            ..
+        } = self;
         let label = escape(&format!("{}. {}", self.title, self.description));
-        format!(r#"<svg class="plot" viewBox="0 0 {w} {h}" role="img" aria-label="{label}"{data}>{body}</svg>"#)
+        format!(
+            r#"<svg class="plot" viewBox="0 0 {w} {h}" role="img" aria-label="{label}"{data}>{body}</svg>"#
+        )
     }
 
     /// A file of its own.
     pub fn file(&self) -> String {
-        let Self { size: (w, h), body, .. } = self;
+        let Self {
+            size: (w, h), body, ..
+        } = self;
         let (title, description) = (escape(&self.title), escape(&self.description));
         let rules = theme::file_rules();
         format!(

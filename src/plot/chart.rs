@@ -76,16 +76,27 @@ impl Chart {
         let (x_range, y_range) = (extent(xs())?, extent(ys())?);
 
         let mut canvas = Canvas::default();
-        let unit = with_factor(&self.y.label, &Scale::new(self.y.scaling, y_range, (0.0, 1.0)).padded().ticks(5));
+        let unit = with_factor(
+            &self.y.label,
+            &Scale::new(self.y.scaling, y_range, (0.0, 1.0)).padded().ticks(5),
+        );
         let top = self.head(&mut canvas, &curves, &unit);
         let bottom = top + PLOT_HEIGHT;
         let x = Scale::new(self.x.scaling, x_range, (LEFT, RIGHT));
         let y = Scale::new(self.y.scaling, y_range, (bottom, top)).padded();
         self.axes(&mut canvas, x, y);
-        for rule in self.rules.iter().filter(|r| Scale::takes(self.y.scaling, r.value)) {
+        for rule in self
+            .rules
+            .iter()
+            .filter(|r| Scale::takes(self.y.scaling, r.value))
+        {
             let height = y.at(rule.value);
             canvas.line("rule", (LEFT, height), (RIGHT, height), "3 3");
-            let beside = if height - top < 20.0 { height + 13.0 } else { height - 4.0 };
+            let beside = if height - top < 20.0 {
+                height + 13.0
+            } else {
+                height - 4.0
+            };
             canvas.text("muted", (RIGHT, beside), Anchor::End, &rule.label);
         }
         let place = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
@@ -131,7 +142,10 @@ impl Chart {
         }
         let entry = |c: &Curve<'_>| (c.series.label.clone(), c.stroke(), c.dash());
         let entries: Vec<_> = curves.iter().map(entry).collect();
-        let entries: Vec<_> = entries.iter().map(|(l, s, d)| (l.as_str(), s.clone(), *d)).collect();
+        let entries: Vec<_> = entries
+            .iter()
+            .map(|(l, s, d)| (l.as_str(), s.clone(), *d))
+            .collect();
         top + legend::draw(canvas, &entries, (4.0, RIGHT), top + 8.0)
     }
 
@@ -146,11 +160,21 @@ impl Chart {
         for (value, label) in &ticks.marks {
             let at = x.at(*value);
             canvas.line("axis", (at, bottom), (at, bottom + 4.0), "");
-            canvas.text("muted", (at.min(RIGHT - 8.0), bottom + 17.0), Anchor::Middle, label);
+            canvas.text(
+                "muted",
+                (at.min(RIGHT - 8.0), bottom + 17.0),
+                Anchor::Middle,
+                label,
+            );
         }
         canvas.line("axis", (LEFT, bottom), (RIGHT, bottom), "");
         let below = with_factor(&self.x.label, &ticks);
-        canvas.text("muted", ((LEFT + RIGHT) / 2.0, bottom + 33.0), Anchor::Middle, &below);
+        canvas.text(
+            "muted",
+            ((LEFT + RIGHT) / 2.0, bottom + 33.0),
+            Anchor::Middle,
+            &below,
+        );
     }
 
     fn curve_itself(&self, canvas: &mut Canvas, curve: &Curve<'_>, points: &[(f64, f64)]) {
@@ -167,7 +191,13 @@ impl Chart {
         let words = |c: &Curve<'_>| {
             let ((x0, y0), (x1, y1)) = c.ends;
             let label = &c.series.label;
-            format!("{label}: {} at {}, {} at {}.", number(y0), number(x0), number(y1), number(x1))
+            format!(
+                "{label}: {} at {}, {} at {}.",
+                number(y0),
+                number(x0),
+                number(y1),
+                number(x1)
+            )
         };
         curves.iter().map(words).collect::<Vec<_>>().join(" ")
     }
@@ -217,6 +247,10 @@ fn with_factor(label: &str, ticks: &Ticks) -> String {
 /// Values and pixels of both axes, for the pointer readout.
 fn readout(x: Scale, y: Scale, y_scaling: Scaling) -> String {
     let numbers = [x.values, x.pixels, y.values, y.pixels].map(|(a, b)| format!("{a:e} {b:e}"));
-    let kind = if y_scaling == Scaling::Log { "log" } else { "linear" };
+    let kind = if y_scaling == Scaling::Log {
+        "log"
+    } else {
+        "linear"
+    };
     format!("{} {kind}", numbers.join(" "))
 }

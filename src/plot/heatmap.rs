@@ -41,7 +41,13 @@ pub struct HeatMap {
 impl HeatMap {
     /// Draws it; `None` if there is no value.
     pub fn draw(&self) -> Option<Figure> {
-        let finite = || self.rows.iter().flat_map(|row| &row.1).flatten().filter(|v| v.is_finite());
+        let finite = || {
+            self.rows
+                .iter()
+                .flat_map(|row| &row.1)
+                .flatten()
+                .filter(|v| v.is_finite())
+        };
         let low = finite().copied().min_by(f64::total_cmp)?;
         let high = finite().copied().max_by(f64::total_cmp)?;
         let shades = Shades::new(self.hue, low, high);
@@ -59,7 +65,14 @@ impl HeatMap {
                 };
                 let at = (LEFT + width * i as f64, y);
                 let title = format!("{heading}, {} {}: {}", self.x, self.columns[c], number(value));
-                shades.cell(&mut canvas, value, at, (width, ROW), &title, shown.len() <= WRITTEN);
+                shades.cell(
+                    &mut canvas,
+                    value,
+                    at,
+                    (width, ROW),
+                    &title,
+                    shown.len() <= WRITTEN,
+                );
             }
         }
         let every = shown.len().div_ceil(8).max(1);
@@ -106,7 +119,11 @@ impl Shades {
     /// Class and opacity.
     fn shade(&self, value: f64) -> (&'static str, f64) {
         let extent = self.high - self.low;
-        let share = if extent > 0.0 { (value - self.low) / extent } else { 0.5 };
+        let share = if extent > 0.0 {
+            (value - self.low) / extent
+        } else {
+            0.5
+        };
         match self.hue {
             Hue::Sequential => ("heat", 0.06 + 0.94 * share),
             Hue::Around(_) if share < 0.5 => ("low", 0.04 + 0.96 * (1.0 - 2.0 * share)),

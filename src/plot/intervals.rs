@@ -39,7 +39,13 @@ pub struct Intervals {
 impl Intervals {
     /// Draws them; `None` if there are none.
     pub fn draw(&self) -> Option<Figure> {
-        let ends = |row: &IntervalRow| [Some(row.value), row.interval.map(|i| i.0), row.interval.map(|i| i.1)];
+        let ends = |row: &IntervalRow| {
+            [
+                Some(row.value),
+                row.interval.map(|i| i.0),
+                row.interval.map(|i| i.1),
+            ]
+        };
         let values: Vec<f64> = self
             .rows
             .iter()
@@ -65,21 +71,37 @@ impl Intervals {
             canvas.text("muted", (at, bottom + 16.0), Anchor::Middle, label);
         }
         if let Some(reference) = self.reference {
-            canvas.line("rule", (x.at(reference), TOP - 4.0), (x.at(reference), bottom), "3 3");
+            canvas.line(
+                "rule",
+                (x.at(reference), TOP - 4.0),
+                (x.at(reference), bottom),
+                "3 3",
+            );
         }
         for (i, (row, label)) in self.rows.iter().zip(&labels).enumerate() {
             let y = TOP + ROW * (i as f64 + 0.5);
             canvas.text("ink", (left - 8.0, y + 4.0), Anchor::End, label);
             mark(&mut canvas, row, x, y);
         }
-        canvas.text("muted", ((left + RIGHT) / 2.0, bottom + 33.0), Anchor::Middle, &self.x);
+        canvas.text(
+            "muted",
+            ((left + RIGHT) / 2.0, bottom + 33.0),
+            Anchor::Middle,
+            &self.x,
+        );
         Some(canvas.finish(&self.title, self.description(), (WIDTH, bottom + 40.0)))
     }
 
     fn description(&self) -> String {
         let words = |row: &IntervalRow| match row.interval {
             Some((low, high)) => {
-                format!("{}: {}, from {} to {}.", row.label, number(row.value), number(low), number(high))
+                format!(
+                    "{}: {}, from {} to {}.",
+                    row.label,
+                    number(row.value),
+                    number(low),
+                    number(high)
+                )
             }
             None => format!("{}: {}.", row.label, number(row.value)),
         };

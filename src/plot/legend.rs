@@ -20,7 +20,12 @@ pub fn shorten(label: &str, longest: usize) -> String {
 }
 
 /// Writes label, class and dash of each curve from `left` to `right`, the first row at `top`; returns the height.
-pub fn draw(canvas: &mut Canvas, entries: &[(&str, String, &str)], (left, right): (f64, f64), top: f64) -> f64 {
+pub fn draw(
+    canvas: &mut Canvas,
+    entries: &[(&str, String, &str)],
+    (left, right): (f64, f64),
+    top: f64,
+) -> f64 {
     let (mut x, mut y) = (left, top);
     for (label, class, dash) in entries {
         let label = shorten(label, LONGEST);

@@ -23,7 +23,7 @@ mod theme;
 
 pub use canvas::{Figure, escape};
 pub use chart::{Axis, Chart, Rule, Series};
-pub use heatmap::{Hue, HeatMap};
+pub use heatmap::{HeatMap, Hue};
 pub use intervals::{IntervalRow, Intervals};
 pub use scale::{Scaling, number};
 pub use smooth::window;

@@ -90,11 +90,17 @@ fn linear_ticks(low: f64, high: f64, wanted: usize) -> Ticks {
     let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
     let largest = low.abs().max(high.abs());
     let magnitude = largest.log10().floor() as i32;
-    let exponent = if (-2..5).contains(&magnitude) { 0 } else { magnitude };
+    let exponent = if (-2..5).contains(&magnitude) {
+        0
+    } else {
+        magnitude
+    };
     let unit = 10f64.powi(exponent);
     let digits = (-(step / unit).log10()).ceil().max(0.0) as usize;
     let label = |value: f64| format!("{:.digits$}", value / unit).replace('-', "\u{2212}");
-    let marks = (first..=last).map(|k| k as f64 * step).map(|value| (value, label(value)));
+    let marks = (first..=last)
+        .map(|k| k as f64 * step)
+        .map(|value| (value, label(value)));
     Ticks {
         marks: marks.collect(),
         exponent,
@@ -104,7 +110,9 @@ fn linear_ticks(low: f64, high: f64, wanted: usize) -> Ticks {
 /// The next of 1, 2, 5, 10, 20, … that is not below `step`.
 fn round_step(step: f64) -> f64 {
     let unit = 10f64.powf(step.log10().floor());
-    let rounded = [1.0, 2.0, 5.0].into_iter().find(|factor| factor * unit >= step * 0.999);
+    let rounded = [1.0, 2.0, 5.0]
+        .into_iter()
+        .find(|factor| factor * unit >= step * 0.999);
     rounded.unwrap_or(10.0) * unit
 }
 

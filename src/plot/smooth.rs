@@ -23,7 +23,11 @@ pub fn moving_mean(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
         let (first, end) = (i.saturating_sub(reach), (i + reach + 1).min(points.len()));
         (sums[end] - sums[first]) / (end - first) as f64
     };
-    points.iter().enumerate().map(|(i, (x, _))| (*x, mean(i))).collect()
+    points
+        .iter()
+        .enumerate()
+        .map(|(i, (x, _))| (*x, mean(i)))
+        .collect()
 }
 
 /// Few enough points, the lowest and the highest of each stretch among them.

@@ -58,8 +58,15 @@ pub fn sections(runs: &[Run]) -> Option<Section> {
             1 => "Over training".to_owned(),
             _ => format!("{} over training", run.name),
         };
-        section.body.push_str(&format!("<h3>{}</h3>", crate::plot::escape(&heading)));
-        section.plots(QUANTITIES.iter().filter_map(|q| over_training(q, run, runs.len())).collect());
+        section
+            .body
+            .push_str(&format!("<h3>{}</h3>", crate::plot::escape(&heading)));
+        section.plots(
+            QUANTITIES
+                .iter()
+                .filter_map(|q| over_training(q, run, runs.len()))
+                .collect(),
+        );
         section.body.push_str(&values(run));
     }
     Some(section)
@@ -69,7 +76,10 @@ pub fn sections(runs: &[Run]) -> Option<Section> {
 fn last_state(quantity: &Quantity, runs: &[Run]) -> Option<Figure> {
     let series = runs.iter().enumerate().filter_map(|(r, run)| {
         let (step, bins) = run.metrics.bins.last()?;
-        let points = bins.iter().enumerate().filter_map(|(i, bin)| Some((i as f64 + 1.0, (quantity.of)(bin)?)));
+        let points = bins
+            .iter()
+            .enumerate()
+            .filter_map(|(i, bin)| Some((i as f64 + 1.0, (quantity.of)(bin)?)));
         Some(Series {
             label: format!("{}, step {step}", run.name),
             points: points.collect(),
@@ -94,7 +104,11 @@ fn last_state(quantity: &Quantity, runs: &[Run]) -> Option<Figure> {
 fn over_training(quantity: &Quantity, run: &Run, runs: usize) -> Option<Figure> {
     let log = &run.metrics.bins;
     let bins = log.iter().map(|(_, bins)| bins.len()).max()?;
-    let values = |i: usize| log.iter().map(|(_, bins)| bins.get(i).and_then(quantity.of)).collect();
+    let values = |i: usize| {
+        log.iter()
+            .map(|(_, bins)| bins.get(i).and_then(quantity.of))
+            .collect()
+    };
     let rows: Vec<(String, Vec<Option<f64>>)> = (0..bins).map(|i| (bin_name(i, bins), values(i))).collect();
     let mut known = rows.iter().flat_map(|(_, values)| values).flatten();
     let first = *known.next()?;
@@ -125,7 +139,9 @@ fn bin_name(i: usize, bins: usize) -> String {
 
 fn capitalised(text: &str) -> String {
     let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+    chars
+        .next()
+        .map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
 /// The last evaluation as a table.
@@ -133,10 +149,17 @@ fn values(run: &Run) -> String {
     let Some((step, bins)) = run.metrics.bins.last() else {
         return String::new();
     };
-    let head: Vec<String> = ["bin"].into_iter().chain(QUANTITIES.iter().map(|q| q.name)).map(String::from).collect();
+    let head: Vec<String> = ["bin"]
+        .into_iter()
+        .chain(QUANTITIES.iter().map(|q| q.name))
+        .map(String::from)
+        .collect();
     let row = |(i, bin): (usize, &Bin)| {
         let cells = QUANTITIES.iter().map(|q| Cell::number((q.of)(bin).map(number)));
-        [Cell::text(bin_name(i, bins.len()))].into_iter().chain(cells).collect()
+        [Cell::text(bin_name(i, bins.len()))]
+            .into_iter()
+            .chain(cells)
+            .collect()
     };
     let rows = bins.iter().enumerate().map(row).collect();
     let caption = format!("Bins of {} at step {step}", run.name);

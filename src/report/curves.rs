@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::html::{Section, table, Cell, fold};
+use super::html::{Cell, Section, fold, table};
 use super::metrics::Column;
 use super::run::Run;
 use crate::plot::{Axis, Chart, Figure, Rule, Scaling, Series, number, window};
@@ -234,11 +234,17 @@ fn section(group: &Group, runs: &[Run]) -> Option<Section> {
         return None;
     }
     let mut section = Section::new(group.heading);
-    let longest = runs.iter().map(|run| run.metrics.column("loss").len()).max().unwrap_or(0);
+    let longest = runs
+        .iter()
+        .map(|run| run.metrics.column("loss").len())
+        .max()
+        .unwrap_or(0);
     let smoothed = window(longest);
     let noisy = group.panels.iter().any(|panel| panel.noisy) && smoothed > 1;
     let smoothing = match noisy {
-        true => format!("Faint lines are single steps, bold ones the mean over {smoothed} steps around each."),
+        true => {
+            format!("Faint lines are single steps, bold ones the mean over {smoothed} steps around each.")
+        }
         false => String::new(),
     };
     section.say(format!("{} {smoothing}", group.text).trim());
@@ -305,16 +311,26 @@ fn values(group: &Group, runs: &[Run]) -> String {
     let columns: Vec<(String, Column)> = runs
         .iter()
         .flat_map(|run| {
-            let quantities = group.panels.iter().flat_map(|p| p.quantities.iter().map(move |q| (p, q)));
+            let quantities = group
+                .panels
+                .iter()
+                .flat_map(|p| p.quantities.iter().map(move |q| (p, q)));
             quantities.map(|(panel, (label, source))| {
                 let name = format!("{}, {label}", panel.title);
-                let name = if runs.len() == 1 { name } else { format!("{}: {name}", run.name) };
+                let name = if runs.len() == 1 {
+                    name
+                } else {
+                    format!("{}: {name}", run.name)
+                };
                 (name, source.of(run))
             })
         })
         .filter(|(_, points)| !points.is_empty())
         .collect();
-    let mut steps: Vec<f64> = columns.iter().flat_map(|(_, points)| points.iter().map(|p| p.0)).collect();
+    let mut steps: Vec<f64> = columns
+        .iter()
+        .flat_map(|(_, points)| points.iter().map(|p| p.0))
+        .collect();
     steps.sort_by(f64::total_cmp);
     steps.dedup();
     let row = |step: &f64| {
@@ -346,7 +362,10 @@ fn further(runs: &[Run]) -> Option<Section> {
         .collect();
     keys.sort();
     keys.dedup();
-    let figures: Vec<Figure> = keys.iter().filter_map(|key| further_chart(key, runs).draw()).collect();
+    let figures: Vec<Figure> = keys
+        .iter()
+        .filter_map(|key| further_chart(key, runs).draw())
+        .collect();
     if figures.is_empty() {
         return None;
     }

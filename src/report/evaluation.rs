@@ -89,11 +89,17 @@ impl Evaluation {
         }
         models.retain(|model| !model.images.is_empty());
         let manifest = run::json(&folder.join("manifest.json"))?;
-        let baseline = manifest.as_ref().and_then(|m| m["baseline"].as_str()).map(String::from);
+        let baseline = manifest
+            .as_ref()
+            .and_then(|m| m["baseline"].as_str())
+            .map(String::from);
         let order = listed(manifest.as_ref(), "models");
         models.sort_by_key(|model| {
             let place = order.iter().position(|name| *name == model.name);
-            (Some(&model.name) != baseline.as_ref(), place.unwrap_or(usize::MAX))
+            (
+                Some(&model.name) != baseline.as_ref(),
+                place.unwrap_or(usize::MAX),
+            )
         });
         let mut rewards = listed(manifest.as_ref(), "rewards");
         for reward in models.iter().flat_map(Model::rewards) {
@@ -103,7 +109,9 @@ impl Evaluation {
         }
         let mut notes = Vec::new();
         if results.is_none() {
-            notes.push(format!("{name}: there is no results.json; the evaluation has not finished."));
+            notes.push(format!(
+                "{name}: there is no results.json; the evaluation has not finished."
+            ));
         }
         Ok(Self {
             results,
@@ -158,10 +166,18 @@ impl Model {
     fn add(&mut self, list: &Path) -> Result<()> {
         let text = std::fs::read_to_string(list).map_err(Error::io(list, "read"))?;
         let folder = list.parent().unwrap_or(Path::new("."));
-        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        for (i, line) in text
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim().is_empty())
+        {
             let fields: Map<String, Value> = serde_json::from_str(line).map_err(|error| {
                 let place = format!("{}:{}", list.display(), i + 1);
-                Error::bad(place, format!("is not a JSON object: {error}"), "Mend or delete the line.")
+                Error::bad(
+                    place,
+                    format!("is not a JSON object: {error}"),
+                    "Mend or delete the line.",
+                )
             })?;
             let number = |key: &str| fields.get(key).and_then(Value::as_u64);
             let word = |key: &str| fields.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -170,11 +186,15 @@ impl Model {
                 seed: number("seed").unwrap_or(0),
                 image_index: number("image_index").unwrap_or(0),
             };
-            let scores = fields.iter().filter(|(key, _)| !NO_SCORES.contains(&key.as_str()));
+            let scores = fields
+                .iter()
+                .filter(|(key, _)| !NO_SCORES.contains(&key.as_str()));
             let image = Image {
                 file: folder.join(word("file")),
                 prompt: word("prompt").to_owned(),
-                scores: scores.filter_map(|(key, value)| Some((key.clone(), value.as_f64()?))).collect(),
+                scores: scores
+                    .filter_map(|(key, value)| Some((key.clone(), value.as_f64()?)))
+                    .collect(),
             };
             self.images.insert(key, image);
         }
@@ -187,7 +207,10 @@ impl Model {
 
     /// Keys of a prompt's images.
     pub fn of_prompt(&self, prompt: PromptIndex) -> impl Iterator<Item = ImageKey> {
-        self.images.keys().copied().filter(move |key| key.prompt == prompt)
+        self.images
+            .keys()
+            .copied()
+            .filter(move |key| key.prompt == prompt)
     }
 
     /// Mean score of every prompt's images.
@@ -200,7 +223,9 @@ impl Model {
                 *n += 1.0;
             }
         }
-        sums.into_iter().map(|(prompt, (sum, n))| (prompt, sum / n)).collect()
+        sums.into_iter()
+            .map(|(prompt, (sum, n))| (prompt, sum / n))
+            .collect()
     }
 }
 
@@ -224,13 +249,21 @@ fn image_lists(model: &Path) -> Vec<PathBuf> {
         return vec![scores];
     }
     let folders = [model.to_path_buf()].into_iter().chain(subfolders(model));
-    folders.map(|folder| folder.join("images.jsonl")).filter(|list| list.is_file()).collect()
+    folders
+        .map(|folder| folder.join("images.jsonl"))
+        .filter(|list| list.is_file())
+        .collect()
 }
 
 /// Names in a list of the manifest, whose entries are names or objects with one.
 fn listed(manifest: Option<&Value>, key: &str) -> Vec<String> {
     let entries = manifest.and_then(|m| m[key].as_array()).into_iter().flatten();
-    let name = |entry: &Value| entry.as_str().or_else(|| entry["name"].as_str()).map(String::from);
+    let name = |entry: &Value| {
+        entry
+            .as_str()
+            .or_else(|| entry["name"].as_str())
+            .map(String::from)
+    };
     entries.filter_map(name).collect()
 }
 
@@ -240,7 +273,11 @@ fn csv_table(path: &Path) -> Result<Option<(Vec<String>, Vec<Vec<String>>)>> {
     };
     let damaged = |error: csv::Error| {
         let what = format!("is not a CSV table: {error}");
-        Error::bad(path.display().to_string(), what, "Make it anew with `ortdpo eval`.")
+        Error::bad(
+            path.display().to_string(),
+            what,
+            "Make it anew with `ortdpo eval`.",
+        )
     };
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let words = |record: &csv::StringRecord| record.iter().map(String::from).collect();

@@ -41,7 +41,7 @@ pub fn section(evaluation: &Evaluation, options: &ReportOptions) -> Result<Galle
     if chosen.is_empty() {
         return Ok(gallery);
     }
-    let mut section = Section::new(format!("Images, {}", evaluation.name));
+    let mut section = Section::new(format!("Images of {}", evaluation.name));
     section.say(&format!(
         "{} of {} prompts. Images in a row come from the same noise; differences are to {}.",
         chosen.len(),
@@ -61,7 +61,9 @@ pub fn section(evaluation: &Evaluation, options: &ReportOptions) -> Result<Galle
     }
     if lost > 0 {
         let name = &evaluation.name;
-        gallery.notes.push(format!("{name}: {lost} images are missing or damaged; their places are marked."));
+        gallery.notes.push(format!(
+            "{name}: {lost} images are missing or damaged; their places are marked."
+        ));
     }
     section.body.push_str("</div>");
     gallery.section = Some(section);
@@ -93,13 +95,22 @@ fn choose<'a>(
         for rank in 0..depth {
             for order in &orders {
                 order.get(rank).into_iter().for_each(|change| take(change.prompt));
-                order.iter().rev().nth(rank).into_iter().for_each(|change| take(change.prompt));
+                order
+                    .iter()
+                    .rev()
+                    .nth(rank)
+                    .into_iter()
+                    .for_each(|change| take(change.prompt));
             }
         }
     }
     let room = prompts.len().div_ceil(limit.max(1)).max(1);
     for start in 0..room {
-        prompts.iter().skip(start).step_by(room).for_each(|(prompt, _)| take(*prompt));
+        prompts
+            .iter()
+            .skip(start)
+            .step_by(room)
+            .for_each(|(prompt, _)| take(*prompt));
     }
     let kept = prompts.iter().filter(|(prompt, _)| chosen.contains(prompt));
     kept.copied().collect()
@@ -127,7 +138,9 @@ fn card(evaluation: &Evaluation, prompt: PromptIndex, text: &str, size: u32) -> 
             let Some(image) = model.images.get(&key) else {
                 continue;
             };
-            let before = evaluation.baseline().and_then(|baseline| baseline.images.get(&key));
+            let before = evaluation
+                .baseline()
+                .and_then(|baseline| baseline.images.get(&key));
             let before = before.filter(|before| !std::ptr::eq(*before, image));
             let picture = picture(image, &model.name, size)?;
             match &picture {
@@ -154,7 +167,9 @@ fn card(evaluation: &Evaluation, prompt: PromptIndex, text: &str, size: u32) -> 
 /// Each reward's score with its difference to the baseline's image.
 fn scores(image: &Image, before: Option<&Image>) -> String {
     let line = |(reward, score): (&String, &f64)| {
-        let change = before.and_then(|before| before.scores.get(reward)).map(|b| score - b);
+        let change = before
+            .and_then(|before| before.scores.get(reward))
+            .map(|b| score - b);
         let change = match change {
             Some(by) if by > 0.0 => format!(r#" <span class="up">▲ {}</span>"#, signed(by)),
             Some(by) if by < 0.0 => format!(r#" <span class="down">▼ {}</span>"#, signed(by)),
@@ -184,11 +199,7 @@ fn picture(image: &Image, model: &str, size: u32) -> Result<Picture> {
     let Some(embedded) = embed(bytes, size) else {
         return lost("damaged");
     };
-    let Embedded {
-        url,
-        width,
-        height,
-    } = embedded;
+    let Embedded { url, width, height } = embedded;
     let alt = escape(&format!("{} — by {model}", image.prompt));
     Ok(Picture::Shown(format!(
         r#"<img src="{url}" alt="{alt}" width="{width}" height="{height}" loading="lazy" decoding="async">"#

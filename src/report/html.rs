@@ -92,7 +92,10 @@ fn row(cells: Vec<Cell>) -> String {
 
 /// Markup behind a fold.
 pub fn fold(summary: &str, content: &str) -> String {
-    format!("<details><summary>{}</summary>{content}</details>", escape(summary))
+    format!(
+        "<details><summary>{}</summary>{content}</details>",
+        escape(summary)
+    )
 }
 
 /// Text as it is, such as a configuration.

@@ -139,7 +139,12 @@ fn names(folders: &[PathBuf]) -> Vec<String> {
     let all: Vec<Vec<String>> = folders.iter().map(parts).collect();
     let tail = |parts: &[String], n: usize| parts[parts.len().saturating_sub(n)..].join("/");
     let name = |parts: &Vec<String>| {
-        let unique = |n: &usize| all.iter().filter(|other| tail(other, *n) == tail(parts, *n)).count() == 1;
+        let unique = |n: &usize| {
+            all.iter()
+                .filter(|other| tail(other, *n) == tail(parts, *n))
+                .count()
+                == 1
+        };
         let depth = (1..=parts.len()).find(unique).unwrap_or(parts.len());
         tail(parts, depth)
     };

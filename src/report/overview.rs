@@ -29,7 +29,9 @@ pub fn section(runs: &[Run]) -> Option<Section> {
     ];
     let rows = runs.iter().map(row).collect();
     let caption = "Accuracy and margin are held-out, against the initial policy";
-    section.body.push_str(&table(caption, &head.map(String::from), rows));
+    section
+        .body
+        .push_str(&table(caption, &head.map(String::from), rows));
     Some(section)
 }
 
@@ -43,8 +45,14 @@ fn tiles(run: &Run) -> String {
         ("held-out accuracy", percent(&["final", "acc_init"])),
         ("accuracy of the labels' own scorer", percent(&["ceiling_acc"])),
         ("steps", Some(run.metrics.steps.to_string())),
-        ("trained values", run.fact(&["trainable"]).and_then(Value::as_u64).map(grouped)),
-        ("time", run.fact(&["seconds"]).and_then(Value::as_f64).map(duration)),
+        (
+            "trained values",
+            run.fact(&["trainable"]).and_then(Value::as_u64).map(grouped),
+        ),
+        (
+            "time",
+            run.fact(&["seconds"]).and_then(Value::as_f64).map(duration),
+        ),
     ];
     let tile = |(label, value): (&str, Option<String>)| {
         let value = value?;

@@ -9,8 +9,10 @@
   const label = () => { button.textContent = isDark() ? "Light" : "Dark"; button.setAttribute("aria-label", `Use the ${isDark() ? "light" : "dark"} theme`); };
   try { const kept = localStorage.getItem("ortdpo-theme"); if (kept === "dark" || kept === "light") root.dataset.theme = kept; } catch { /* none kept */ }
   button.addEventListener("click", () => {
-    root.dataset.theme = isDark() ? "light" : "dark";
-    try { localStorage.setItem("ortdpo-theme", root.dataset.theme); } catch { /* not kept */ }
+    const wanted = isDark() ? "light" : "dark";
+    const isSystems = wanted === (system.matches ? "dark" : "light");
+    if (isSystems) delete root.dataset.theme; else root.dataset.theme = wanted;
+    try { if (isSystems) localStorage.removeItem("ortdpo-theme"); else localStorage.setItem("ortdpo-theme", wanted); } catch { /* not kept */ }
     label();
   });
   system.addEventListener("change", label);

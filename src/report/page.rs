@@ -22,7 +22,10 @@ pub fn render(title: &str, notes: &[String], sections: &[Section]) -> String {
         .zip(&ids)
         .map(|(section, id)| {
             let heading = escape(&section.heading);
-            format!(r#"<section id="{id}"><h2>{heading}</h2>{}</section>"#, section.body)
+            format!(
+                r#"<section id="{id}"><h2>{heading}</h2>{}</section>"#,
+                section.body
+            )
         })
         .collect();
     let nonce = nonce(&body);
@@ -72,7 +75,10 @@ fn notes_box(notes: &[String]) -> String {
     if notes.is_empty() {
         return String::new();
     }
-    let items: String = notes.iter().map(|note| format!("<li>{}</li>", escape(note))).collect();
+    let items: String = notes
+        .iter()
+        .map(|note| format!("<li>{}</li>", escape(note)))
+        .collect();
     format!(r#"<aside class="notes" aria-label="Notes"><ul>{items}</ul></aside>"#)
 }
 

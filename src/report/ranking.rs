@@ -5,7 +5,7 @@ use super::html::{Cell, Section, fold, table};
 use crate::plot::{escape, number};
 
 /// Prompts in each list.
-const LISTED: usize = 8;
+const LISTED: usize = 6;
 
 /// A prompt's mean score under the baseline and under another model.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +29,11 @@ pub fn changes(baseline: &Model, model: &Model, reward: &str) -> Vec<Change> {
         .into_iter()
         .filter_map(|(prompt, before)| {
             let after = *after.get(&prompt)?;
-            Some(Change { prompt, before, after })
+            Some(Change {
+                prompt,
+                before,
+                after,
+            })
         })
         .collect();
     changes.sort_by(|a, b| b.by().total_cmp(&a.by()).then_with(|| a.prompt.cmp(&b.prompt)));
@@ -39,7 +43,10 @@ pub fn changes(baseline: &Model, model: &Model, reward: &str) -> Vec<Change> {
 /// Lists for every model and reward, with links to the images of the prompts that are `shown`.
 pub fn section(evaluation: &Evaluation, shown: &[PromptIndex]) -> Option<Section> {
     let baseline = evaluation.baseline()?;
-    let mut section = Section::new(format!("Best, worst, most changed, {}", evaluation.name));
+    let mut section = Section::new(format!(
+        "Best, worst and most changed prompts of {}",
+        evaluation.name
+    ));
     section.say(&format!(
         "By the mean score of a prompt's images, against {}.",
         baseline.name
@@ -61,13 +68,23 @@ pub fn section(evaluation: &Evaluation, shown: &[PromptIndex]) -> Option<Section
             ];
             let content: String = lists_of
                 .iter()
-                .map(|(caption, list)| list_table(caption, (baseline, model), list, &|prompt| {
-                    named(evaluation, shown, prompt, prompts.get(&prompt).copied().unwrap_or_default())
-                }))
+                .map(|(caption, list)| {
+                    list_table(caption, (baseline, model), list, &|prompt| {
+                        named(
+                            evaluation,
+                            shown,
+                            prompt,
+                            prompts.get(&prompt).copied().unwrap_or_default(),
+                        )
+                    })
+                })
                 .collect();
+            let content = format!(r#"<div class="lists">{content}</div>"#);
             let heading = format!("{} by {reward}", model.name);
             match lists {
-                0 => section.body.push_str(&format!("<h3>{}</h3>{content}", escape(&heading))),
+                0 => section
+                    .body
+                    .push_str(&format!("<h3>{}</h3>{content}", escape(&heading))),
                 _ => section.body.push_str(&fold(&heading, &content)),
             }
             lists += 1;

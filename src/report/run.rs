@@ -41,7 +41,9 @@ impl Run {
             notes.push(format!("{name}: the log holds no step yet."));
         }
         if metrics.torn {
-            notes.push(format!("{name}: the last line of the log is cut off and left out."));
+            notes.push(format!(
+                "{name}: the last line of the log is cut off and left out."
+            ));
         }
         if summary.is_none() {
             notes.push(format!(
@@ -97,7 +99,11 @@ pub fn flatten(value: &Value, key: String, flat: &mut Vec<(String, String)>) {
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
-                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                let key = if key.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{key}.{name}")
+                };
                 flatten(value, key, flat);
             }
         }
@@ -109,7 +115,9 @@ pub fn flatten(value: &Value, key: String, flat: &mut Vec<(String, String)>) {
 /// A file's text, if there is such a file.
 pub fn text(path: &Path) -> Result<Option<String>> {
     match path.exists() {
-        true => std::fs::read_to_string(path).map(Some).map_err(Error::io(path, "read")),
+        true => std::fs::read_to_string(path)
+            .map(Some)
+            .map_err(Error::io(path, "read")),
         false => Ok(None),
     }
 }
@@ -119,7 +127,11 @@ pub fn json(path: &Path) -> Result<Option<Value>> {
     let parse = |text: String| {
         serde_json::from_str(&text).map_err(|error| {
             let place = format!("{}:{}", path.display(), error.line());
-            Error::bad(place, format!("is not JSON: {error}"), "Mend the file, or make it anew.")
+            Error::bad(
+                place,
+                format!("is not JSON: {error}"),
+                "Mend the file, or make it anew.",
+            )
         })
     };
     text(path)?.map(parse).transpose()

@@ -33,7 +33,9 @@ pub fn section(runs: &[Run], evaluations: &[Evaluation]) -> Option<Section> {
 fn add<const N: usize>(section: &mut Section, name: &str, parts: [(&str, Option<String>); N]) {
     for (what, text) in parts {
         if let Some(text) = text {
-            section.body.push_str(&fold(&format!("{name}: {what}"), &verbatim(&text)));
+            section
+                .body
+                .push_str(&fold(&format!("{name}: {what}"), &verbatim(&text)));
         }
     }
 }
@@ -60,7 +62,9 @@ fn differences(runs: &[Run]) -> String {
         if values.iter().all(|v| *v == values[0]) {
             return None;
         }
-        let cells = values.into_iter().map(|v| Cell::Text(v.unwrap_or_else(|| "\u{2013}".into())));
+        let cells = values
+            .into_iter()
+            .map(|v| Cell::Text(v.unwrap_or_else(|| "\u{2013}".into())));
         Some([Cell::text(key)].into_iter().chain(cells).collect())
     };
     let rows: Vec<Vec<Cell>> = keys.iter().filter_map(row).collect();

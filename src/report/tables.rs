@@ -38,19 +38,34 @@ fn printed(text: &String) -> Cell {
 }
 
 fn results_of(results: &Results, section: &mut Section) {
-    section.body.push_str(&scores("Mean scores with their standard errors", &results.models));
+    section
+        .body
+        .push_str(&scores("Mean scores with their standard errors", &results.models));
     let comparisons = comparisons(results);
     if !comparisons.is_empty() {
-        let level = results.level.map_or(String::new(), |level| format!(" with {:.0} % intervals", 100.0 * level));
+        let level = results.level.map_or(String::new(), |level| {
+            format!(" with {:.0} % intervals", 100.0 * level)
+        });
         let baseline = results.baseline.as_deref().unwrap_or("the baseline");
         section.plots(win_rate_plot(results, baseline, &level).into_iter().collect());
         section.plots(difference_plots(results, baseline, &level));
         let caption = format!("Against {baseline}{level}; the win rate is (wins + ½ ties) / n");
-        let head = ["model", "by", "wins", "ties", "losses", "win rate", "mean difference"].map(String::from);
+        let head = [
+            "model",
+            "by",
+            "wins",
+            "ties",
+            "losses",
+            "win rate",
+            "mean difference",
+        ]
+        .map(String::from);
         section.body.push_str(&table(&caption, &head, comparisons));
     }
     for (group, models) in &results.groups {
-        section.body.push_str(&fold(group, &scores(&format!("Mean scores, {group}"), models)));
+        section
+            .body
+            .push_str(&fold(group, &scores(&format!("Mean scores, {group}"), models)));
     }
 }
 
@@ -69,7 +84,10 @@ fn scores(caption: &str, models: &[ModelResult]) -> String {
             let result = model.rewards.get(*name);
             Cell::number(result.and_then(|r| Some(with_error(r.mean?, r.standard_error))))
         }));
-        cells.extend(sets.iter().map(|name| Cell::number(model.set_metrics.get(*name).copied().flatten().map(number))));
+        cells.extend(
+            sets.iter()
+                .map(|name| Cell::number(model.set_metrics.get(*name).copied().flatten().map(number))),
+        );
         cells
     };
     table(caption, &head, models.iter().map(row).collect())
@@ -102,7 +120,14 @@ fn comparisons(results: &Results) -> Vec<Vec<Cell>> {
     let mut rows = Vec::new();
     for model in &results.models {
         for (reward, result) in &model.rewards {
-            let Some(Comparison { wins, ties, losses, win_rate, difference }) = &result.against_baseline else {
+            let Some(Comparison {
+                wins,
+                ties,
+                losses,
+                win_rate,
+                difference,
+            }) = &result.against_baseline
+            else {
                 continue;
             };
             let counts = [wins, ties, losses].map(|count| Cell::Number(count.to_string()));
@@ -129,7 +154,12 @@ fn percent(share: f64) -> String {
 
 fn with_interval(rate: Rate, show: impl Fn(f64) -> String) -> String {
     match rate.interval {
-        Some(interval) => format!("{} [{}, {}]", show(rate.value), show(interval.low), show(interval.high)),
+        Some(interval) => format!(
+            "{} [{}, {}]",
+            show(rate.value),
+            show(interval.low),
+            show(interval.high)
+        ),
         None => show(rate.value),
     }
 }
@@ -181,5 +211,8 @@ fn difference_plots(results: &Results, baseline: &str, level: &str) -> Vec<Figur
         };
         plot.draw()
     };
-    names(results.models.iter().flat_map(|model| model.rewards.keys())).iter().filter_map(plot).collect()
+    names(results.models.iter().flat_map(|model| model.rewards.keys()))
+        .iter()
+        .filter_map(plot)
+        .collect()
 }

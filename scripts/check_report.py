@@ -3,8 +3,9 @@
 Usage: python scripts/check_report.py REPORT.html [--output DIR] [--chromium PROGRAM]
 
 The page is loaded at the width of a desktop and of a phone, in light and in dark. Checked each time: nothing was written
-to the console, nothing asked for but the file itself, nothing wider than the window, every image shows, text can be told
-from what is behind it, and the theme button changes the colours. Screenshots go to DIR. Exit status 1 means a
+to the console, nothing asked for but the file itself, nothing wider than the window, every image shows and is described,
+text can be told from what is behind it and stays inside its plot, links lead somewhere, the theme button changes the
+colours, the pointer reads values off a plot, and the search hides prompts. Screenshots go to DIR. Exit status 1 means a
 complaint. Needs Chromium and Python's own library: the browser is driven over a pipe by the DevTools protocol.
 """
 
@@ -53,6 +54,41 @@ LOOK = """(() => {
   return {broken, faint: [...faint].slice(0, 5), width: document.documentElement.scrollWidth, height: document.documentElement.scrollHeight,
     background: getComputedStyle(document.body).backgroundColor, title: document.title,
     images: document.images.length, plots: document.querySelectorAll('svg').length};
+})()"""
+
+# What is wrong with the page's structure and with what its script does.
+FAULTS = """(() => {
+  const faults = [];
+  const ids = [...document.querySelectorAll('[id]')].map(e => e.id);
+  for (const id of new Set(ids.filter((id, i) => ids.indexOf(id) !== i))) faults.push(`two elements have the id ${id}`);
+  for (const link of document.querySelectorAll('a[href]'))
+    if (!ids.includes(link.getAttribute('href').slice(1))) faults.push(`a link leads nowhere: ${link.getAttribute('href')}`);
+  if (document.querySelectorAll('h1').length !== 1) faults.push('there is not exactly one main heading');
+  for (const image of document.images) if (!image.alt) faults.push('an image is not described');
+  for (const plot of document.querySelectorAll('svg')) {
+    if (!plot.getAttribute('aria-label')) faults.push('a plot is not described');
+    const box = plot.getBoundingClientRect();
+    for (const text of plot.querySelectorAll('text')) {
+      const inner = text.getBoundingClientRect();
+      if (inner.width && (inner.left < box.left - 1 || inner.right > box.right + 1 || inner.bottom > box.bottom + 1))
+        faults.push(`text leaves its plot: ${text.textContent}`);
+    }
+  }
+  const plot = document.querySelector('svg[data-plot]');
+  if (plot) {
+    const {left, top, width, height} = plot.getBoundingClientRect();
+    plot.dispatchEvent(new PointerEvent('pointermove', {clientX: left + width / 2, clientY: top + height / 2}));
+    if (document.getElementById('readout').hidden) faults.push('the pointer reads nothing off a plot');
+    plot.dispatchEvent(new PointerEvent('pointerleave'));
+  }
+  for (const search of document.querySelectorAll('input[type=search]')) {
+    const shown = () => [...search.closest('section').querySelectorAll('.card')].filter(card => !card.hidden).length;
+    const ask = words => { search.value = words; search.dispatchEvent(new Event('input')); return shown(); };
+    const all = shown();
+    if (ask('words that no prompt has')) faults.push('the search finds what is not there');
+    if (ask('') !== all) faults.push('an empty search hides prompts');
+  }
+  return [...new Set(faults)].slice(0, 10);
 })()"""
 
 TOGGLE = """(() => {
@@ -135,12 +171,15 @@ class Browser:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{url} was not loaded after {PATIENCE} s")
             time.sleep(0.05)
-        # Images that load when they are near the window: pass by all of them.
+        # Images that load when they are near the window: pass by all of them, then have the rest loaded.
         self.evaluate("""(async () => {
           for (let y = 0; y < document.documentElement.scrollHeight; y += 600) {
             window.scrollTo(0, y); await new Promise(r => setTimeout(r, 10));
           }
-          window.scrollTo(0, 0); await new Promise(r => setTimeout(r, 200)); return true;
+          window.scrollTo(0, 0);
+          for (const image of document.images) image.loading = 'eager';
+          await Promise.all([...document.images].map(image => image.decode().catch(() => null)));
+          return true;
         })()""")
 
     def close(self):
@@ -184,6 +223,7 @@ def check(browser, url, screen, theme, target):
     if look["broken"]:
         found.append(f"{look['broken']} images do not show")
     found += [f"text is faint, contrast {faint}" for faint in look["faint"]]
+    found += browser.evaluate(FAULTS)
     toggled = browser.evaluate(TOGGLE)
     if toggled is None:
         found.append("has no button for the theme")

@@ -10,8 +10,8 @@ pub mod fid;
 pub mod generate;
 pub mod merge;
 pub mod output;
-pub mod score;
 pub mod report;
+pub mod score;
 pub mod show;
 pub mod train;
 
@@ -73,8 +73,8 @@ enum Command {
     Eval(Box<eval::Eval>),
     Generate(generate::Generate),
     Merge(merge::Merge),
-    Score(score::Score),
     Report(report::Report),
+    Score(score::Score),
     Show(show::Show),
     Train(train::Train),
 }
@@ -96,8 +96,8 @@ impl Cli {
             Command::Eval(command) => command.run(self.global.quiet),
             Command::Generate(command) => command.run(self.global.quiet),
             Command::Merge(command) => command.run(),
-            Command::Score(command) => command.run(self.global.quiet),
             Command::Report(command) => command.run(),
+            Command::Score(command) => command.run(self.global.quiet),
             Command::Show(command) => command.run(),
             Command::Train(command) => command.run(self.global.quiet),
         }

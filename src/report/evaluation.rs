@@ -32,8 +32,8 @@ pub struct Evaluation {
     /// `results.json` as it is.
     pub results: Option<Value>,
     pub manifest: Option<Value>,
-    /// `table.csv`: its head and its rows.
-    pub table: Option<(Vec<String>, Vec<Vec<String>>)>,
+    /// `table.csv`.
+    pub table: Option<PrintedTable>,
     /// The baseline first.
     pub models: Vec<Model>,
     /// Rewards in the order in which the scores list them.
@@ -41,6 +41,9 @@ pub struct Evaluation {
     /// What was found wanting.
     pub notes: Vec<String>,
 }
+
+/// The head of a table and its rows.
+pub type PrintedTable = (Vec<String>, Vec<Vec<String>>);
 
 /// The images of a model.
 #[derive(Debug)]
@@ -267,7 +270,7 @@ fn listed(manifest: Option<&Value>, key: &str) -> Vec<String> {
     entries.filter_map(name).collect()
 }
 
-fn csv_table(path: &Path) -> Result<Option<(Vec<String>, Vec<Vec<String>>)>> {
+fn csv_table(path: &Path) -> Result<Option<PrintedTable>> {
     let Some(text) = run::text(path)? else {
         return Ok(None);
     };

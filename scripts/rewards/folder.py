@@ -9,7 +9,7 @@ import onnxruntime
 import torch
 
 OPSET = 17
-TOLERANCE = {False: 2e-4, True: 2e-2}  # of the largest value; by whether weights are fp16
+TOLERANCE = {False: 2e-4, True: 5e-2}  # of the largest value; by whether weights are fp16
 LARGEST_FILE = 1_500_000_000  # ONNX files end at 2 GiB; larger ones keep weights beside them
 
 
@@ -38,14 +38,29 @@ def tidy(path: Path, output: str, shape: tuple[int, ...], fp16: bool) -> None:
     kind = model.graph.output[0].type.tensor_type.elem_type
     model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(output, kind, ["batch", *shape]))
     if fp16:
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-
-        model = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=model.ByteSize() > LARGEST_FILE)
+        model = to_fp16(model)
     for leftover in path.parent.iterdir():  # weights that the exporter wrote one by one
         if leftover.name.startswith(("onnx__", "model.", "vision_", "visual", "text_")) and leftover.suffix not in (".onnx", ".yaml"):
             leftover.unlink()
     large = sum(len(t.raw_data) for t in model.graph.initializer) > LARGEST_FILE
     onnx.save(model, str(path), save_as_external_data=large, location=f"{path.name}_data")
+
+
+def to_fp16(model):
+    """Weights and arithmetic in half precision, inputs and outputs in single.
+
+    Convolution and transpositions stay as they are: on CPUs ONNX Runtime 1.31.1 crashes in its NCHWc pass on open_clip's picture
+    tower otherwise.
+    """
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    kept = [*DEFAULT_OP_BLOCK_LIST, "Conv", "Transpose"]
+    large = model.ByteSize() > LARGEST_FILE
+    converted = convert_float_to_float16(model, keep_io_types=True, op_block_list=kept, disable_shape_infer=large)
+    in_order = OnnxModel(converted)  # the conversion appends its casts at the end
+    in_order.topological_sort()
+    return in_order.model
 
 
 def plain(value) -> str:

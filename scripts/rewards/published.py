@@ -48,6 +48,7 @@ def spread(model: torch.nn.Module, gain: float = 3.0) -> torch.nn.Module:
 # --- the models ----------------------------------------------------------------------------------------------------------
 
 HF_CLIP = {  # published id, licence, reduced projection, scale in the manifest
+    "clip-b32": ("openai/clip-vit-base-patch32", "MIT", "cosine"),
     "clip-l14": ("openai/clip-vit-large-patch14", "MIT", "cosine"),
     "pickscore": ("yuvalkirstain/PickScore_v1", "MIT", "exp(logit_scale) x cosine"),
 }
@@ -62,16 +63,20 @@ NAMES = [*HF_CLIP, *OPEN_CLIP, "siglip", "aesthetic-v1", "aesthetic-v2", "imager
 def clip_config(name: str, reduced: bool, vocabulary: int = 49408, end: int = 49407):
     from transformers import CLIPConfig
 
-    huge = name == "pickscore"
-    vision = dict(
-        hidden_size=1280 if huge else 1024, intermediate_size=5120 if huge else 4096, num_hidden_layers=32 if huge else 24,
-        num_attention_heads=16, patch_size=14, image_size=224, hidden_act="gelu" if huge else "quick_gelu",
-    )
-    text = dict(
-        hidden_size=1024 if huge else 768, intermediate_size=4096 if huge else 3072, num_hidden_layers=24 if huge else 12,
-        num_attention_heads=16 if huge else 12, hidden_act=vision["hidden_act"],
-    )
-    projection = 1024 if huge else 768
+    # Width, layers, heads of picture and prompt; patch; projection. Widths of the MLPs are four times these.
+    vision, text, patch, projection = {
+        "clip-b32": ((768, 12, 12), (512, 12, 8), 32, 512),
+        "clip-l14": ((1024, 24, 16), (768, 12, 12), 14, 768),
+        "pickscore": ((1280, 32, 16), (1024, 24, 16), 14, 1024),
+    }[name]
+    act = "gelu" if name == "pickscore" else "quick_gelu"  # LAION's ViT-H has the exact one
+
+    def sizes(width: int, layers: int, heads: int) -> dict:
+        return dict(
+            hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads, hidden_act=act,
+        )
+
+    vision, text = sizes(*vision) | dict(patch_size=patch, image_size=224), sizes(*text)
     if reduced:
         small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
         vision, text, projection = {**vision, **small, "image_size": REDUCED_SIZE}, {**text, **small}, 32

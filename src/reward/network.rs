@@ -34,10 +34,42 @@ impl Values<'_> {
         }
     }
 
-    fn select(&self, place: &str, indices: &[usize], dtype: DType) -> Result<Tensor> {
+    /// The rows `start..start + rows` as the input takes them, the last one repeated where there are fewer.
+    fn rows(&self, place: &str, start: usize, rows: usize, dtype: DType) -> Result<Input<'_>> {
+        let last = self.len().min(start + rows);
+        match (self, dtype) {
+            // Nothing to convert and nothing to repeat: read in place.
+            (Self::Floats(values), DType::F32) if last == start + rows => {
+                let part = values.slice_axis(Axis(0), Slice::from(start..last));
+                Ok(Input::InPlace(part))
+            }
+            _ => {
+                let indices: Vec<usize> = (start..start + rows).map(|i| i.min(last - 1)).collect();
+                let tensor = match self {
+                    Self::Floats(values) => {
+                        Tensor::from_floats(place, values.select(Axis(0), &indices), dtype)
+                    }
+                    Self::Integers(values) => {
+                        Tensor::from_integers(place, values.select(Axis(0), &indices), dtype)
+                    }
+                };
+                tensor.map(Input::Own)
+            }
+        }
+    }
+}
+
+/// An input of one run.
+enum Input<'a> {
+    InPlace(ArrayViewD<'a, f32>),
+    Own(Tensor),
+}
+
+impl Input<'_> {
+    fn view(&self) -> TensorView<'_> {
         match self {
-            Self::Floats(values) => Tensor::from_floats(place, values.select(Axis(0), indices), dtype),
-            Self::Integers(values) => Tensor::from_integers(place, values.select(Axis(0), indices), dtype),
+            Self::InPlace(values) => values.view().into(),
+            Self::Own(tensor) => tensor.into(),
         }
     }
 }
@@ -150,8 +182,7 @@ impl Network {
             let wanted = batch.min(samples - start);
             // An export with a fixed batch is filled up with the last sample.
             let rows = fixed.map_or(wanted, |_| batch);
-            let indices: Vec<usize> = (start..start + rows).map(|i| i.min(samples - 1)).collect();
-            let found = self.run_batch(&indices, inputs, idle, outputs)?;
+            let found = self.run_batch(start, rows, inputs, idle, outputs)?;
             for (parts, found) in parts.iter_mut().zip(found) {
                 parts.push(found.slice_axis(Axis(0), Slice::from(..wanted)).to_owned());
             }
@@ -170,7 +201,8 @@ impl Network {
 
     fn run_batch(
         &mut self,
-        indices: &[usize],
+        start: usize,
+        rows: usize,
         inputs: &[(&str, Values<'_>)],
         idle: &[&str],
         outputs: &[&str],
@@ -179,17 +211,17 @@ impl Network {
         let mut tensors = Vec::new();
         for (name, values) in inputs {
             let dtype = self.input(name)?.dtype;
-            tensors.push((*name, values.select(&self.place, indices, dtype)?));
+            tensors.push((*name, values.rows(&self.place, start, rows, dtype)?));
         }
         for name in idle {
-            tensors.push((name, self.zeros(name, batch_name.as_deref(), indices.len())?));
+            tensors.push((name, Input::Own(self.zeros(name, batch_name.as_deref(), rows)?)));
         }
         let views: Vec<(&str, TensorView)> = tensors
             .iter()
-            .map(|(name, tensor)| (*name, TensorView::from(tensor)))
+            .map(|(name, tensor)| (*name, tensor.view()))
             .collect();
         let mut found = self.session.run(&views)?;
-        let samples = |name: &&str| self.samples(name, found.take(name)?, indices.len());
+        let samples = |name: &&str| self.samples(name, found.take(name)?, rows);
         outputs.iter().map(samples).collect()
     }
 

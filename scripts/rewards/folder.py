@@ -13,8 +13,8 @@ TOLERANCE = {False: 2e-4, True: 5e-2}  # of the largest value; by whether weight
 LARGEST_FILE = 1_500_000_000  # ONNX files end at 2 GiB; larger ones keep weights beside them
 
 
-def export(module, path: Path, inputs: dict[str, torch.Tensor], output: str, fp16: bool) -> None:
-    """One network with an open batch. With `fp16` weights and arithmetic are half precision, inputs and outputs single."""
+def export(module, path: Path, inputs: dict[str, torch.Tensor], output: str, fp16: bool, kept: tuple[str, ...] = ()) -> None:
+    """One network with an open batch; with `fp16` in half precision but for operators in `kept`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.backends.mha.set_fastpath_enabled(False)
     arguments = tuple(inputs.values())
@@ -24,7 +24,7 @@ def export(module, path: Path, inputs: dict[str, torch.Tensor], output: str, fp1
             dynamic_axes={name: {0: "batch"} for name in [*inputs, output]},
         )
         expected = module(*arguments).numpy()
-    tidy(path, output, expected.shape[1:], fp16)
+    tidy(path, output, expected.shape[1:], fp16, kept)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = session.run([output], {name: value.numpy() for name, value in inputs.items()})[0]
     error = np.abs(found - expected).max() / np.abs(expected).max()
@@ -32,13 +32,13 @@ def export(module, path: Path, inputs: dict[str, torch.Tensor], output: str, fp1
     print(f"{path}: differs from PyTorch by {error:.1e} of the largest value", flush=True)
 
 
-def tidy(path: Path, output: str, shape: tuple[int, ...], fp16: bool) -> None:
+def tidy(path: Path, output: str, shape: tuple[int, ...], fp16: bool, kept: tuple[str, ...]) -> None:
     """State the output's shape, convert to fp16, and put large weights into one file beside the model."""
     model = onnx.load(str(path))
     kind = model.graph.output[0].type.tensor_type.elem_type
     model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(output, kind, ["batch", *shape]))
     if fp16:
-        model = to_fp16(model)
+        model = to_fp16(model, kept)
     for leftover in path.parent.iterdir():  # weights that the exporter wrote one by one
         if leftover.name.startswith(("onnx__", "model.", "vision_", "visual", "text_")) and leftover.suffix not in (".onnx", ".yaml"):
             leftover.unlink()
@@ -46,18 +46,14 @@ def tidy(path: Path, output: str, shape: tuple[int, ...], fp16: bool) -> None:
     onnx.save(model, str(path), save_as_external_data=large, location=f"{path.name}_data")
 
 
-def to_fp16(model):
-    """Weights and arithmetic in half precision, inputs and outputs in single.
-
-    Convolution and transpositions stay as they are: on CPUs ONNX Runtime 1.31.1 crashes in its NCHWc pass on open_clip's picture
-    tower otherwise.
-    """
+def to_fp16(model, kept: tuple[str, ...]):
+    """Weights and arithmetic in half precision, but for operators in `kept`; inputs and outputs in single."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    kept = [*DEFAULT_OP_BLOCK_LIST, "Conv", "Transpose"]
     large = model.ByteSize() > LARGEST_FILE
-    converted = convert_float_to_float16(model, keep_io_types=True, op_block_list=kept, disable_shape_infer=large)
+    blocked = [*DEFAULT_OP_BLOCK_LIST, *kept]
+    converted = convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked, disable_shape_infer=large)
     in_order = OnnxModel(converted)  # the conversion appends its casts at the end
     in_order.topological_sort()
     return in_order.model

@@ -281,7 +281,7 @@ def example_ids(tokenizer, length: int) -> torch.Tensor:
 def write_towers(request: Request, image, text, size: int, ids: torch.Tensor, kept: tuple[str, ...] = ()) -> None:
     pixels = torch.randn(2, 3, size, size)
     out.export(image, request.output / "image.onnx", {"pixel_values": pixels}, "image_embeds", request.fp16, kept)
-    out.export(text, request.output / "text.onnx", {"input_ids": ids}, "text_embeds", request.fp16)
+    out.export(text, request.output / "text.onnx", {"input_ids": ids}, "text_embeds", request.fp16, kept)
 
 
 def dual_tower(request: Request, about: dict, steps: list[dict], length: int, pad_id: int, scale: dict) -> None:

@@ -144,6 +144,10 @@ fn a_run_and_an_evaluation_make_a_page_that_needs_nothing_else() {
     ] {
         assert!(html.contains(text), "{text}");
     }
+    assert!(
+        html.contains("Most improved") && !html.contains("Most worsened"),
+        "no prompt worsened"
+    );
     let plots: Vec<_> = fs::read_dir(temp.path().join("plots"))
         .unwrap()
         .map(|e| e.unwrap().path())

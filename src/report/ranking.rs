@@ -60,14 +60,18 @@ pub fn section(evaluation: &Evaluation, shown: &[PromptIndex]) -> Option<Section
                 continue;
             }
             let lists_of = [
-                ("Most improved", pick(&changes, |c| c.by())),
-                ("Most worsened", pick(&changes, |c| -c.by())),
-                ("Most changed", pick(&changes, |c| c.by().abs())),
-                ("Best", pick(&changes, |c| c.after)),
-                ("Worst", pick(&changes, |c| -c.after)),
+                ("Most improved", pick(&changes, |c| c.by() > 0.0, |c| c.by())),
+                ("Most worsened", pick(&changes, |c| c.by() < 0.0, |c| -c.by())),
+                (
+                    "Most changed",
+                    pick(&changes, |c| c.by() != 0.0, |c| c.by().abs()),
+                ),
+                ("Best", pick(&changes, |_| true, |c| c.after)),
+                ("Worst", pick(&changes, |_| true, |c| -c.after)),
             ];
             let content: String = lists_of
                 .iter()
+                .filter(|(_, list)| !list.is_empty())
                 .map(|(caption, list)| {
                     list_table(caption, (baseline, model), list, &|prompt| {
                         named(
@@ -93,9 +97,9 @@ pub fn section(evaluation: &Evaluation, shown: &[PromptIndex]) -> Option<Section
     (lists > 0).then_some(section)
 }
 
-/// The first few by `key`, the greatest first.
-fn pick(changes: &[Change], key: impl Fn(&Change) -> f64) -> Vec<&Change> {
-    let mut order: Vec<&Change> = changes.iter().collect();
+/// The first few of those that `belong`, by `key`, the greatest first.
+fn pick(changes: &[Change], belongs: impl Fn(&Change) -> bool, key: impl Fn(&Change) -> f64) -> Vec<&Change> {
+    let mut order: Vec<&Change> = changes.iter().filter(|change| belongs(change)).collect();
     order.sort_by(|a, b| key(b).total_cmp(&key(a)));
     order.truncate(LISTED);
     order

@@ -16,8 +16,10 @@ setup: ## fetch what is not in the repository: ONNX Runtime, ONNX's operator tes
 build: ## build the program, optimised
 	$(CARGO) build --release --locked
 
-demo: setup build ## train tiny-sd for a few minutes and print what it gained
+demo: setup build ## train tiny-sd for a few minutes, compare it with what it was, and show it: runs/demo-report.html
 	target/release/ortdpo train --config examples/demo.yaml --output runs/demo
+	target/release/ortdpo eval --config examples/eval-demo.yaml --output runs/demo-eval
+	target/release/ortdpo report runs/demo runs/demo-eval --output runs/demo-report.html
 
 test: setup ## formatting, lints and all tests
 	$(CARGO) fmt --check

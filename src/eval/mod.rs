@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod merge;
 pub mod results;
 pub mod scores;
+mod sheet;
 pub mod tables;
 
 use std::path::Path;
@@ -83,6 +84,7 @@ pub fn run(plan: &EvalPlan, output: &Path, options: &EvalOptions) -> Result<Resu
 /// Computes results and writes them with the manifest and the tables.
 fn finish(manifest: &Manifest, models: &[ModelScores], output: &Path) -> Result<Results> {
     let results = Results::of(manifest, models);
+    sheet::write(output, models, manifest.rewards.first().map(|reward| reward.name.as_str()))?;
     write_json(&output.join("manifest.json"), manifest)?;
     write_json(&output.join("results.json"), &results)?;
     for format in [Format::Markdown, Format::Csv, Format::Latex] {

@@ -17,6 +17,7 @@ pub mod model_folder;
 pub mod objective;
 pub mod onnx;
 pub mod optim;
+pub mod pairs;
 pub mod params;
 pub mod picture;
 pub mod pipeline;

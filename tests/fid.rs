@@ -74,7 +74,11 @@ fn pictures_are_compared_with_pictures_and_with_their_saved_statistics() {
     let common = ["--features", extractor.to_str().unwrap(), "--format", "json"];
     let saved = fid(
         at,
-        &[&common[..], &["--images", "b", "--save-statistics", "b.npz"]].concat(),
+        &[
+            &common[..],
+            &["--images", "b", "--save-statistics", "b.npz", "--no-cache"],
+        ]
+        .concat(),
     );
     let alone = metrics(&saved);
     assert_eq!(alone[0].0, "Vendi score");
@@ -88,24 +92,20 @@ fn pictures_are_compared_with_pictures_and_with_their_saved_statistics() {
     assert_eq!(reference.statistics.n, Some(10));
     let by_file = metrics(&fid(
         at,
-        &[&common[..], &["--images", "a", "--reference", "b.npz"]].concat(),
+        &[
+            &common[..],
+            &["--images", "a", "--reference", "b.npz", "--no-cache"],
+        ]
+        .concat(),
     ));
     let by_pictures = metrics(&fid(
         at,
-        &[
-            &common[..],
-            &["--images", "a", "--reference", "b", "--cache", "kept"],
-        ]
-        .concat(),
+        &[&common[..], &["--images", "a", "--reference", "b"]].concat(),
     ));
     assert_eq!(by_file, by_pictures);
     let cached = metrics(&fid(
         at,
-        &[
-            &common[..],
-            &["--images", "a", "--reference", "b", "--cache", "kept"],
-        ]
-        .concat(),
+        &[&common[..], &["--images", "a", "--reference", "b"]].concat(),
     ));
     assert_eq!(cached, by_pictures);
     let names: Vec<&str> = by_file.iter().map(|(name, _)| name.as_str()).collect();
@@ -113,7 +113,11 @@ fn pictures_are_compared_with_pictures_and_with_their_saved_statistics() {
     assert!(by_file[0].1 > 0.0);
     let itself = metrics(&fid(
         at,
-        &[&common[..], &["--images", "b", "--reference", "b.npz"]].concat(),
+        &[
+            &common[..],
+            &["--images", "b", "--reference", "b.npz", "--no-cache"],
+        ]
+        .concat(),
     ));
     assert!(itself[0].1.abs() < 1e-6 * by_file[0].1, "{itself:?}");
 }

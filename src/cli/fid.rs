@@ -8,7 +8,7 @@ use ortdpo::model_folder::ContentHash;
 use ortdpo::progress::Console;
 use ortdpo::reward::RewardModel;
 use ortdpo::runtime::{self, ExecutionProvider, RuntimeOptions, SessionOptions};
-use ortdpo::score::source;
+use ortdpo::score::{prompts, source};
 use ortdpo::setmetric::{
     self, Distance, KidOptions, Reference, SetFeatures, Statistics, frechet_distance, kid, vendi_score,
 };
@@ -57,9 +57,12 @@ pub struct Fid {
     /// Seed of the subsets
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Folder for features of pictures that were seen before
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
+    /// Folder in which what networks said of pictures is kept, by the pictures' content
+    #[arg(long, value_name = "DIR", default_value = ".cache/features")]
+    cache: PathBuf,
+    /// Keep nothing
+    #[arg(long)]
+    no_cache: bool,
     /// Where to compute
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     ep: ExecutionProvider,
@@ -81,8 +84,8 @@ impl Fid {
     /// Does what was asked for.
     pub fn run(self, quiet: bool) -> Result<()> {
         runtime::init(&RuntimeOptions::default())?;
-        // A handler can be set once per process; a second one has nothing to add.
-        ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)).ok();
+        ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))
+            .map_err(|e| Error::Runtime(format!("cannot listen for Ctrl-C: {e}")))?;
         let console = Console::new(quiet);
         let (extractor, set) = self.embed(&self.images, console)?;
         let mut rows = Rows::default();
@@ -112,8 +115,9 @@ impl Fid {
             name: model.manifest().name.clone(),
             hash: model.features_hash()?,
         };
-        let source = source::open(named)?;
-        let set = setmetric::embed(model, source, self.cache.as_deref(), &STOP, console)?;
+        let source = prompts::from_pictures(source::open(named)?);
+        let cache = (!self.no_cache).then_some(self.cache.as_path());
+        let set = setmetric::embed(model, source, cache, &STOP, console)?;
         for (file, problem) in &set.broken {
             console.say(&format!("{file}: {problem}; left out."));
         }

@@ -10,6 +10,7 @@ pub mod fid;
 pub mod generate;
 pub mod merge;
 pub mod output;
+pub mod pairs;
 pub mod report;
 pub mod score;
 pub mod show;
@@ -39,6 +40,10 @@ Examples:
                                     images
   ortdpo report runs/demo -o report.html
                                     a run's curves and settings, as a page
+  ortdpo pairs --images out --reward clip --output pairs
+                                    preference pairs for training
+  ortdpo fid --features inception --images out --reference coco.npz
+                                    FID, KID, diversity
 
 Exit codes: 0 done, 2 something in the input to mend, 130 interrupted, 1 anything else.";
 
@@ -74,6 +79,7 @@ enum Command {
     Generate(generate::Generate),
     Merge(merge::Merge),
     Report(report::Report),
+    Pairs(pairs::Pairs),
     Score(score::Score),
     Show(show::Show),
     Train(train::Train),
@@ -97,6 +103,7 @@ impl Cli {
             Command::Generate(command) => command.run(self.global.quiet),
             Command::Merge(command) => command.run(),
             Command::Report(command) => command.run(),
+            Command::Pairs(command) => command.run(self.global.quiet),
             Command::Score(command) => command.run(self.global.quiet),
             Command::Show(command) => command.run(),
             Command::Train(command) => command.run(self.global.quiet),

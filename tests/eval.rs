@@ -120,7 +120,13 @@ fn a_model_that_is_added_is_the_only_one_that_runs() {
         "--group-by",
         "Category",
     ];
-    let arguments = [&arguments[..], &["--output", "out", "--format", "markdown"]].concat();
+    let features = repository()
+        .join("models/tiny-rewards/clip")
+        .display()
+        .to_string()
+        + "=copy";
+    let sets = ["--features", &features, "--output", "out", "--format", "markdown"];
+    let arguments = [&arguments[..], &sets].concat();
     let output = ran(eval(folder.path(), &arguments));
     assert_eq!(kept.each_ref().map(|path| written(path)), times);
     assert!(!stderr(&output).contains("scores of base"), "{}", stderr(&output));
@@ -140,6 +146,12 @@ fn a_model_that_is_added_is_the_only_one_that_runs() {
     assert!(
         stderr(&output).contains("001.png: prompt \"a cat and a rocket on a yellow background\": mentions")
     );
+    // FID of a set against itself is 0 but for rounding; with two seeds there is a distance within each prompt.
+    let names: Vec<&String> = copy.set_metrics.keys().collect();
+    assert_eq!(names, ["FID clip", "KID clip", "Vendi clip", "diversity clip"]);
+    assert_eq!(copy.set_metrics, results.models[0].set_metrics);
+    assert!(copy.set_metrics["FID clip"].abs() < 1e-6 && copy.set_metrics["Vendi clip"] > 1.5);
+    assert!(copy.set_metrics["diversity clip"] > 0.0);
     assert_eq!(results.groups.keys().collect::<Vec<_>>(), ["one", "two"]);
     assert_eq!(results.groups["two"][1].images, 4);
     let table = stdout(&output);

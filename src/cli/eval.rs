@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
-use ortdpo::eval::config::{EvalConfig, EvalPlan, ModelConfig, json_schema};
+use ortdpo::eval::config::{EvalConfig, EvalPlan, ModelConfig, SetMetricConfig, json_schema};
 use ortdpo::eval::{self, EvalOptions, merge, tables};
 use ortdpo::progress::Console;
 use ortdpo::runtime::{self, ExecutionProvider, RuntimeOptions};
@@ -78,6 +78,9 @@ struct What {
     /// The model that win rates are against [default: the first]
     #[arg(long, value_name = "NAME")]
     baseline: Option<String>,
+    /// Feature extractor for FID and KID (with a reference), Vendi score and diversity; can be given several times
+    #[arg(long, value_name = "NAME|DIR[=REFERENCE]")]
+    features: Vec<String>,
     /// Prompt field whose values get results of their own
     #[arg(long, value_name = "FIELD")]
     group_by: Option<String>,
@@ -202,6 +205,16 @@ impl What {
         config.images_per_prompt = self.images_per_prompt.unwrap_or(config.images_per_prompt);
         config.limit = self.limit.or(config.limit);
         config.baseline = self.baseline.or(config.baseline.take());
+        config.set_metrics.extend(self.features.iter().map(|text| {
+            let (features, reference) = match text.split_once('=') {
+                Some((features, reference)) => (features, Some(reference.into())),
+                None => (text.as_str(), None),
+            };
+            SetMetricConfig {
+                features: features.to_owned(),
+                reference,
+            }
+        }));
         config.group_by = self.group_by.or(config.group_by.take());
     }
 }

@@ -43,6 +43,8 @@ pub struct EvalConfig {
     pub baseline: Option<String>,
     /// Prompt field (Category, style, set, …) whose values get results of their own.
     pub group_by: Option<String>,
+    /// Metrics of each model's images as a set: FID, KID, diversity.
+    pub set_metrics: Vec<SetMetricConfig>,
     /// How images are made.
     pub sampling: SamplingConfig,
     /// How confidence intervals are computed.
@@ -66,6 +68,19 @@ pub struct ModelConfig {
     /// Images made elsewhere: a folder or an images.jsonl with the prompt of each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<PathBuf>,
+}
+
+/// Metrics in one space of features.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetMetricConfig {
+    /// What turns images into features: a folder with reward.yaml, or a name as for rewards. It gives the Vendi score and,
+    /// where a prompt has several images, their mean distance (LPIPS for the kind `perceptual`).
+    pub features: String,
+    /// Statistics (npz of this program, pytorch-fid or clean-fid) or pictures that FID and KID are against; without it
+    /// there is neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<PathBuf>,
 }
 
 /// How images are made: the same for all models.
@@ -239,6 +254,8 @@ pub struct EvalPlan {
     pub baseline: Option<String>,
     /// Prompt field whose values get results of their own.
     pub group_by: Option<String>,
+    /// Metrics of sets.
+    pub set_metrics: Vec<SetMetricConfig>,
     /// How images are made.
     pub sampling: SamplingConfig,
     /// [`SamplingConfig::sampler`], understood.
@@ -305,6 +322,7 @@ impl EvalPlan {
             images_per_prompt: config.images_per_prompt,
             baseline,
             group_by: config.group_by,
+            set_metrics: config.set_metrics,
             sampling: config.sampling,
             sampler,
             bootstrap: config.bootstrap,

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::config::{BootstrapConfig, EvalPlan, SamplingConfig};
 use super::images::ModelImages;
+use super::sets::{SetIdentity, SetMeasure};
 use crate::prompts::Prompt;
 use crate::score::Scorer;
 use crate::{Result, runtime};
@@ -26,6 +27,9 @@ pub struct Manifest {
     pub sampling: SamplingConfig,
     /// Rewards, in the order of their columns.
     pub rewards: Vec<RewardIdentity>,
+    /// What sets of images are measured with.
+    #[serde(default)]
+    pub set_metrics: Vec<SetIdentity>,
     /// The model that win rates are against.
     pub baseline: Option<String>,
     /// How confidence intervals are computed.
@@ -101,7 +105,12 @@ impl Manifest {
     ///
     /// # Errors
     /// A reward's file cannot be read.
-    pub(super) fn of(plan: &EvalPlan, models: &[ModelImages], scorer: &Scorer) -> Result<Self> {
+    pub(super) fn of(
+        plan: &EvalPlan,
+        models: &[ModelImages],
+        scorer: &Scorer,
+        sets: &[SetMeasure<'_>],
+    ) -> Result<Self> {
         let rewards = scorer.rewards().iter().map(|reward| {
             let manifest = reward.manifest();
             Ok(RewardIdentity {
@@ -129,6 +138,7 @@ impl Manifest {
             images_per_prompt: plan.images_per_prompt,
             sampling: plan.sampling.clone(),
             rewards: rewards.collect::<Result<_>>()?,
+            set_metrics: sets.iter().map(|set| set.identity.clone()).collect(),
             baseline: plan.baseline.clone(),
             bootstrap: plan.bootstrap.clone(),
             group_by: plan.group_by.clone(),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::manifest::Manifest;
 use super::results::Results;
 use super::scores::{self, ModelScores};
+use super::sets::SetMetrics;
 use super::{finish, read_json};
 use crate::fsutil::write_atomically;
 use crate::{Error, Result};
@@ -52,6 +53,13 @@ pub fn merge(folders: &[PathBuf], output: Option<&Path>) -> Result<Results> {
     }
 }
 
+/// The set metrics of a model in an evaluation's results.
+fn of_results(folder: &Path, name: &str) -> Result<SetMetrics> {
+    let results: Results = read_json(&folder.join("results.json"))?;
+    let result = results.models.into_iter().find(|model| model.name == name);
+    Ok(result.map(|model| model.set_metrics).unwrap_or_default())
+}
+
 /// Adds the models of a folder that are not there yet.
 fn add(models: &mut Vec<ModelScores>, folder: &Path, manifest: &Manifest) -> Result<()> {
     for identity in &manifest.models {
@@ -76,6 +84,7 @@ fn add(models: &mut Vec<ModelScores>, folder: &Path, manifest: &Manifest) -> Res
         models.push(ModelScores {
             identity: identity.clone(),
             rows,
+            sets: of_results(folder, &identity.name)?,
         });
     }
     Ok(())

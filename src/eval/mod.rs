@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod merge;
 pub mod results;
 pub mod scores;
+pub mod sets;
 mod sheet;
 pub mod tables;
 
@@ -33,6 +34,7 @@ use config::EvalPlan;
 use manifest::Manifest;
 use results::Results;
 use scores::ModelScores;
+use sets::{SetMeasure, SetMetrics};
 
 /// What an evaluation is run with, apart from what is in it.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +51,8 @@ pub struct EvalOptions<'a> {
 /// A model or a reward cannot be loaded; pictures and prompts do not pair up; the disk is full; or
 /// [`Error::Interrupted`]. After the last two the same call goes on where it stopped.
 pub fn run(plan: &EvalPlan, output: &Path, options: &EvalOptions) -> Result<Results> {
-    for name in &plan.rewards {
+    let extractors = plan.set_metrics.iter().map(|set| &set.features);
+    for name in plan.rewards.iter().chain(extractors) {
         // Before hours of generation, not after.
         reward::find(name)?;
     }
@@ -67,16 +70,25 @@ pub fn run(plan: &EvalPlan, output: &Path, options: &EvalOptions) -> Result<Resu
     }
     images::check_samplers(&models, options.console);
     let mut scorer = Scorer::open(&plan.rewards, &session, Some(&output.join(".features")))?;
-    let manifest = Manifest::of(plan, &models, &scorer)?;
+    let cache = output.join(".features");
+    let sets = plan.set_metrics.iter();
+    let sets = sets.map(|config| SetMeasure::new(config, &session, &cache, options));
+    let mut sets: Vec<SetMeasure> = sets.collect::<Result<_>>()?;
+    let manifest = Manifest::of(plan, &models, &scorer, &sets)?;
     let mut scored = Vec::new();
     for model in models {
-        scored.push(scores::of_model(
-            model,
-            &plan.prompts,
-            &mut scorer,
-            output,
-            options,
-        )?);
+        let folder = output.join("models").join(&model.identity.name);
+        std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create the folder"))?;
+        let rows = scores::of_model(&model, &plan.prompts, &mut scorer, &folder, options)?;
+        let mut metrics = SetMetrics::new();
+        for set in &mut sets {
+            metrics.extend(set.of_model(&model, &plan.prompts, &folder)?);
+        }
+        scored.push(ModelScores {
+            identity: model.identity,
+            rows,
+            sets: metrics,
+        });
     }
     finish(&manifest, &scored, output)
 }
@@ -84,7 +96,11 @@ pub fn run(plan: &EvalPlan, output: &Path, options: &EvalOptions) -> Result<Resu
 /// Computes results and writes them with the manifest and the tables.
 fn finish(manifest: &Manifest, models: &[ModelScores], output: &Path) -> Result<Results> {
     let results = Results::of(manifest, models);
-    sheet::write(output, models, manifest.rewards.first().map(|reward| reward.name.as_str()))?;
+    sheet::write(
+        output,
+        models,
+        manifest.rewards.first().map(|reward| reward.name.as_str()),
+    )?;
     write_json(&output.join("manifest.json"), manifest)?;
     write_json(&output.join("results.json"), &results)?;
     for format in [Format::Markdown, Format::Csv, Format::Latex] {

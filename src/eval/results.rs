@@ -129,7 +129,11 @@ fn results(
             let against = baseline_rows
                 .as_deref()
                 .filter(|_| Some(name.as_str()) != baseline);
-            measure.of_model(name, &pick(model), against)
+            let mut result = measure.of_model(name, &pick(model), against);
+            if group.is_empty() {
+                result.set_metrics.clone_from(&model.sets);
+            }
+            result
         })
         .collect()
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::EvalOptions;
 use super::images::{ModelImages, SlotImage};
 use super::manifest::ModelIdentity;
+use super::sets::SetMetrics;
 use crate::fsutil::write_atomically;
 use crate::prompts::Prompt;
 use crate::score::source::{Picture, Record};
@@ -84,34 +85,30 @@ pub struct ModelScores {
     pub identity: ModelIdentity,
     /// Its images with their scores.
     pub rows: Vec<ScoreRow>,
+    /// Metrics of its images as a set.
+    pub sets: SetMetrics,
 }
 
 /// Scores the images of a model, unless that was done already.
 pub(super) fn of_model(
-    model: ModelImages,
+    model: &ModelImages,
     prompts: &[Prompt],
     scorer: &mut Scorer,
-    output: &Path,
+    folder: &Path,
     options: &EvalOptions,
-) -> Result<ModelScores> {
-    let folder = output.join("models").join(&model.identity.name);
-    std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create the folder"))?;
-    let key = key(&model, prompts, scorer)?;
+) -> Result<Vec<ScoreRow>> {
+    let key = key(model, prompts, scorer)?;
     let key_path = folder.join(KEY_FILE);
     let done = std::fs::read_to_string(&key_path).is_ok_and(|there| there == key);
-    let rows = match done {
-        true => read(&folder)?,
+    match done {
+        true => read(folder),
         false => {
-            let rows = score(&model, prompts, scorer, options)?;
+            let rows = score(model, prompts, scorer, options)?;
             write_atomically(&folder.join(FILE), &lines(&rows))?;
             write_atomically(&key_path, key.as_bytes())?;
-            rows
+            Ok(rows)
         }
-    };
-    Ok(ModelScores {
-        identity: model.identity,
-        rows,
-    })
+    }
 }
 
 /// Identity of the scores: images and their places, prompts, rewards.

@@ -25,7 +25,12 @@ pub fn write(output: &Path, models: &[ModelScores], reward: Option<&str>) -> Res
     };
     let beside = COLUMNS / shown.len();
     let mut pictures: Vec<(RgbImage, String)> = Vec::new();
-    for rows in first.rows.iter().filter_map(|row| of_all(shown, row)).take(ROWS * beside) {
+    for rows in first
+        .rows
+        .iter()
+        .filter_map(|row| of_all(shown, row))
+        .take(ROWS * beside)
+    {
         for (column, (model, row)) in shown.iter().zip(rows).enumerate() {
             let folder = output.join("models").join(&model.identity.name);
             let score = reward.and_then(|name| Some(format!("{name} {:.2}", row.score(name)?)));

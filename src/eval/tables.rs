@@ -59,7 +59,11 @@ fn scores(results: &Results, models: &[ModelResult]) -> Table {
         columns.extend(compared.then(|| Column::real("win %", 1)));
     }
     columns.extend(compared.then(|| Column::text("average win %")));
-    columns.extend(sets.iter().map(|name| Column::real(*name, 3)));
+    columns.extend(sets.iter().map(|name| {
+        let values = models.iter().filter_map(|model| model.set_metrics.get(*name));
+        let largest = values.fold(0.0, |largest: f64, value| largest.max(value.abs()));
+        Column::real(*name, digits_for(largest / 100.0))
+    }));
     let mut table = Table::new(columns);
     for model in models {
         let mut row: Vec<Cell> = vec![model.name.as_str().into(), model.images.into()];

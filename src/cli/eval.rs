@@ -178,7 +178,7 @@ impl Eval {
 /// Puts file and line before a complaint about a key of the file; other places stay as they are.
 fn located(document: &ortdpo::yaml::Document, error: Error) -> Error {
     match &error {
-        Error::BadInput { place, .. } if document.known_depth(&ortdpo::yaml::keys_of(place)) > 0 => {
+        Error::BadInput { place, .. } if document.known_depth(&ortdpo::yaml::steps_of(place)) > 0 => {
             document.locate(error)
         }
         _ => error,

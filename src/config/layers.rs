@@ -17,7 +17,7 @@ use serde_yaml::{Mapping, Value};
 use super::preset::Preset;
 use super::schema::SCHEMA;
 use super::{Config, Sources};
-use crate::yaml::{Document, Node, keys_of, known_depth};
+use crate::yaml::{Document, Node, known_depth, steps_of};
 use crate::{Error, Result};
 
 enum Origin {
@@ -87,7 +87,7 @@ impl Layers {
         let Error::BadInput { place, what, remedy } = error else {
             return error;
         };
-        let path = keys_of(&place);
+        let path = steps_of(&place);
         let depth = |layer: &Layer| known_depth(&layer.values, &path);
         // The latest of the layers that know most of the path: the one whose value holds.
         let layer = self.0.iter().max_by_key(|layer| depth(layer));

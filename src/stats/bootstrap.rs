@@ -65,21 +65,27 @@ impl Bootstrap {
         if clusters.is_empty() {
             return None;
         }
+        self.interval(name, |stream| drawn_mean(&clusters, resampling, stream))
+    }
+
+    /// The interval of what `draw` computes from one resample; resamples for which that is no number are left out.
+    pub(super) fn interval(&self, name: &str, draw: impl Fn(&mut Stream) -> f64 + Sync) -> Option<Interval> {
         let streams = Streams::new(self.seed);
-        let mut means: Vec<f64> = (0..self.resamples.div_ceil(BLOCK))
+        let mut drawn: Vec<f64> = (0..self.resamples.div_ceil(BLOCK))
             .into_par_iter()
             .flat_map_iter(|block| {
                 let mut stream = streams.named(Purpose::Bootstrap, &format!("{name}/{block}"));
                 let draws = BLOCK.min(self.resamples - block * BLOCK);
-                let clusters = &clusters;
-                (0..draws).map(move |_| drawn_mean(clusters, resampling, &mut stream))
+                let draw = &draw;
+                (0..draws).map(move |_| draw(&mut stream))
             })
+            .filter(|value| !value.is_nan())
             .collect();
-        means.sort_by(f64::total_cmp);
+        drawn.sort_by(f64::total_cmp);
         let tail = 50.0 * (1.0 - self.level);
-        (!means.is_empty()).then(|| Interval {
-            low: percentile(&means, tail),
-            high: percentile(&means, 100.0 - tail),
+        (!drawn.is_empty()).then(|| Interval {
+            low: percentile(&drawn, tail),
+            high: percentile(&drawn, 100.0 - tail),
         })
     }
 }

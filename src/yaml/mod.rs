@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_yaml::Value;
 
+pub use locate::Step;
 pub use schema::{Node, Schema, nearest};
 
 use crate::{Error, Result};
@@ -60,17 +61,17 @@ impl Document {
         })
     }
 
-    /// How many keys of `path` lead somewhere.
-    pub fn known_depth(&self, path: &[&str]) -> usize {
+    /// How many steps of `path` lead somewhere.
+    pub fn known_depth(&self, path: &[Step<'_>]) -> usize {
         known_depth(&self.value, path)
     }
 
-    /// `FILE:LINE: place`, with the line of the deepest key of the dotted path `place` that the file has.
+    /// `FILE:LINE: place`, with the line of the deepest part of the dotted path `place` that the file has.
     pub fn place(&self, place: &str) -> String {
-        let keys = keys_of(place);
-        let depth = self.known_depth(&keys);
+        let steps = steps_of(place);
+        let depth = self.known_depth(&steps);
         let file = self.path.display();
-        match locate::line_of(&self.text, &keys[..depth]) {
+        match locate::line_of(&self.text, &steps[..depth]) {
             Some(line) => format!("{file}:{line}: {place}"),
             None => format!("{file}: {place}"),
         }
@@ -109,19 +110,29 @@ pub fn deserialize<T: DeserializeOwned>(value: &Value, schema: &Schema, example:
         .map_err(|error| Error::bad(error.path().to_string(), error.inner().to_string(), example))
 }
 
-/// The keys of a dotted path, without positions in lists.
-pub fn keys_of(place: &str) -> Vec<&str> {
-    place
-        .split('.')
-        .map(|key| key.split('[').next().unwrap_or(key))
-        .collect()
+/// The steps of a dotted path such as `models[1].name`.
+pub fn steps_of(place: &str) -> Vec<Step<'_>> {
+    let of_part = |part| {
+        let (key, positions): (&str, &str) = match str::find(part, '[') {
+            Some(at) => part.split_at(at),
+            None => (part, ""),
+        };
+        let positions = positions.split('[').filter_map(|text| text.strip_suffix(']'));
+        let positions = positions.filter_map(|text| text.parse().ok());
+        std::iter::once(Step::Key(key)).chain(positions.map(Step::Position))
+    };
+    place.split('.').flat_map(of_part).collect()
 }
 
-/// How many keys of `path` lead somewhere in `values`.
-pub fn known_depth(values: &Value, path: &[&str]) -> usize {
+/// How many steps of `path` lead somewhere in `values`.
+pub fn known_depth(values: &Value, path: &[Step<'_>]) -> usize {
     let mut here = values;
-    for (depth, key) in path.iter().enumerate() {
-        match here.get(*key) {
+    for (depth, step) in path.iter().enumerate() {
+        let below = match step {
+            Step::Key(key) => here.get(*key),
+            Step::Position(position) => here.get(*position),
+        };
+        match below {
             Some(below) => here = below,
             None => return depth,
         }

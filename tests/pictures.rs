@@ -118,7 +118,7 @@ fn the_best_by_a_reward_is_kept_whatever_comes_after() {
     let workspace = Workspace::new();
     let reward = fixtures().join("../../models/tiny-rewards/clip");
     let samples = format!(
-        "samples={{prompts: [a cat], images_per_prompt: 2, steps: 2, guidance: 1, rewards: [{}]}}",
+        "samples={{prompts: [a cat], images_per_prompt: 2, steps: 2, guidance: 1, rewards: [{0}], features: {0}}}",
         reward.display()
     );
     let set = [
@@ -135,6 +135,19 @@ fn the_best_by_a_reward_is_kept_whatever_comes_after() {
     assert_eq!(
         rewards.iter().map(|(step, _)| *step).collect::<Vec<_>>(),
         [3, 6, 9, 12]
+    );
+    let diversity: Vec<f64> = common::train::metrics(&run)
+        .iter()
+        .filter_map(|line| line.get("diversity.clip")?.as_f64())
+        .collect();
+    assert!(
+        diversity.len() == 4 && diversity.iter().all(|d| *d > 0.0),
+        "{diversity:?}"
+    );
+    let before = &json(&run.join("summary.json"))["initial_pictures"];
+    assert!(
+        before["reward.clip"].is_f64() && before["diversity.clip"].is_f64(),
+        "{before}"
     );
     let (step, value) = rewards
         .iter()
@@ -166,6 +179,7 @@ fn what_is_not_measured_cannot_be_judged_by() {
         ("train.keep_best=reward.clip", "Choose acc_init or margin_init"),
         ("train.policy_ema=1", "train.policy_ema: is 1"),
         ("samples.rewards=[clip]", "no pictures are drawn"),
+        ("samples={prompts: [a], features: clip}", "and each has one"),
         ("samples={prompts: [a], rewards: [nothing]}", "nothing"),
         ("samples={file: nowhere.txt}", "nowhere.txt"),
     ] {

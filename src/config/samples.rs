@@ -31,6 +31,9 @@ pub struct SamplesConfig {
     pub seed: u64,
     /// Reward models that rate the pictures, by name or folder; their means are logged as `reward.NAME`.
     pub rewards: Vec<String>,
+    /// A feature extractor, by name or folder: the mean distance between the pictures of a prompt is logged as
+    /// `diversity.NAME`. Needs two pictures of each prompt.
+    pub features: Option<String>,
 }
 
 impl Default for SamplesConfig {
@@ -45,6 +48,7 @@ impl Default for SamplesConfig {
             sampler: None,
             seed: 0,
             rewards: Vec::new(),
+            features: None,
         }
     }
 }
@@ -70,11 +74,22 @@ impl SamplesConfig {
             format!("is {}", self.guidance),
             "Give a number that is not negative; 7.5 is usual.",
         )?;
+        for (key, is_set) in [
+            ("samples.rewards", !self.rewards.is_empty()),
+            ("samples.features", self.features.is_some()),
+        ] {
+            require(
+                !is_set || self.is_on(),
+                key,
+                "is set, but no pictures are drawn",
+                "Give samples.prompts or samples.file.",
+            )?;
+        }
         require(
-            self.rewards.is_empty() || self.is_on(),
-            "samples.rewards",
-            "is set, but no pictures are drawn",
-            "Give samples.prompts or samples.file.",
+            self.features.is_none() || self.images_per_prompt >= 2,
+            "samples.features",
+            "measures the distance between the pictures of a prompt, and each has one",
+            "Give samples.images_per_prompt 2 or more, or leave it out.",
         )
     }
 }

@@ -22,7 +22,7 @@ impl Source {
     fn of(self, run: &Run) -> Column {
         match self {
             Self::Logged(key) => run.metrics.column(key).to_vec(),
-            Self::HeldOut(key) => run.held_out(key),
+            Self::HeldOut(key) => run.evaluated(key),
             Self::Difference(key, other) => run.metrics.difference(key, other),
         }
     }
@@ -377,7 +377,7 @@ fn further(runs: &[Run]) -> Option<Section> {
 fn further_chart(key: &str, runs: &[Run]) -> Chart {
     let series = runs.iter().enumerate().map(|(r, run)| Series {
         label: run.name.clone(),
-        points: run.metrics.column(key).to_vec(),
+        points: run.evaluated(key),
         colour: r,
         dash: 0,
         noisy: run.metrics.column(key).len() == run.metrics.column("loss").len(),

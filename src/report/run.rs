@@ -61,9 +61,11 @@ impl Run {
         })
     }
 
-    /// A held-out quantity over the steps, with its value before the first from the summary.
-    pub fn held_out(&self, key: &str) -> Column {
-        let initial = self.fact(&["initial", key]).and_then(Value::as_f64);
+    /// A quantity that is measured at evaluations, with its value before the first step from the summary.
+    pub fn evaluated(&self, key: &str) -> Column {
+        let initial = ["initial", "initial_pictures"]
+            .into_iter()
+            .find_map(|part| self.fact(&[part, key]).and_then(Value::as_f64));
         let before = initial.map(|value| (0.0, value));
         let points = self.metrics.column(key);
         match points.first() {

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{eigenvalues, to_faer};
 use crate::Result;
+use crate::reward::RewardModel;
+use crate::reward::manifest::Scorer;
 
 /// What "far apart" means for two rows of features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +20,14 @@ pub enum Distance {
 }
 
 impl Distance {
+    /// That of a model's features.
+    pub fn of(model: &RewardModel) -> Self {
+        match model.manifest().scorer {
+            Scorer::Perceptual { .. } => Self::SquaredEuclidean,
+            _ => Self::Cosine,
+        }
+    }
+
     /// Between two rows of equal length.
     pub fn between(self, a: ArrayView1<'_, f32>, b: ArrayView1<'_, f32>) -> f64 {
         let pairs = || {

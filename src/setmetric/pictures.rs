@@ -10,7 +10,6 @@ use ndarray::{Array1, Array2, Axis, stack};
 use super::{Distance, mean_pairwise};
 use crate::progress::Console;
 use crate::reward::RewardModel;
-use crate::reward::manifest::Scorer as Kind;
 use crate::score::Scorer;
 use crate::score::source::{Record, Source};
 use crate::{Error, Result};
@@ -42,11 +41,8 @@ pub fn embed(
     stop: &AtomicBool,
     console: Console,
 ) -> Result<SetFeatures> {
-    let is_perceptual = matches!(model.manifest().scorer, Kind::Perceptual { .. });
-    let distance = match is_perceptual {
-        true => Distance::SquaredEuclidean,
-        false => Distance::Cosine,
-    };
+    let distance = Distance::of(&model);
+    let is_perceptual = distance == Distance::SquaredEuclidean;
     let records = by_prompt(source)?;
     let mut job = console.job("features", records.len() as u64);
     // Rows as long as pictures are faster computed than read.

@@ -27,6 +27,7 @@ use crate::pipeline::{
 use crate::reward::RewardModel;
 use crate::rng::Streams;
 use crate::runtime::SessionOptions;
+use crate::setmetric::{Distance, mean_pairwise};
 use crate::{Error, Result, prompts};
 
 /// What is needed to draw and rate the pictures.
@@ -44,8 +45,8 @@ pub struct Pictures {
 pub struct Drawn {
     /// Prompt by prompt, `images_per_prompt` each.
     pub images: Vec<RgbImage>,
-    /// Mean of each reward, by `reward.NAME`.
-    pub rewards: BTreeMap<String, f64>,
+    /// Mean of each reward, by `reward.NAME`, and of the distances within prompts, by `diversity.NAME`.
+    pub means: BTreeMap<String, f64>,
 }
 
 /// A training session as a denoiser with given weights.
@@ -106,8 +107,8 @@ impl Pictures {
             sampler = sampler.with_kind(kind);
         }
         VaeDecoder::load(&model.folder, session)?;
-        for reward in &config.rewards {
-            RewardModel::open(reward, session)?;
+        for model in config.rewards.iter().chain(&config.features) {
+            RewardModel::open(model, session)?;
         }
         Ok(Some(Self {
             embeddings: encoders.encode(&tokens.iter().collect::<Vec<_>>())?,
@@ -133,14 +134,33 @@ impl Pictures {
     ) -> Result<Drawn> {
         let images = self.images(engine, weights, schedule, progress)?;
         let prompts: Vec<&str> = (0..images.len()).map(|i| self.prompt_of(i)).collect();
-        let mut rewards = BTreeMap::new();
+        let mut means = BTreeMap::new();
         for name in &self.config.rewards {
             let mut reward = RewardModel::open(name, &self.session)?;
             let scores = reward.score(&images, &prompts)?;
             let mean = scores.iter().sum::<f64>() / scores.len() as f64;
-            rewards.insert(format!("reward.{}", reward.manifest().name), mean);
+            means.insert(format!("reward.{}", reward.manifest().name), mean);
         }
-        Ok(Drawn { images, rewards })
+        if let Some(name) = &self.config.features {
+            let mut extractor = RewardModel::open(name, &self.session)?;
+            let diversity = self.diversity(&mut extractor, &images)?;
+            means.insert(format!("diversity.{}", extractor.manifest().name), diversity);
+        }
+        Ok(Drawn { images, means })
+    }
+
+    /// Mean over prompts of the mean distance between their pictures.
+    fn diversity(&self, extractor: &mut RewardModel, images: &[RgbImage]) -> Result<f64> {
+        let distance = Distance::of(extractor);
+        let (mut sum, mut prompts) = (0.0, 0.0);
+        for of_prompt in images.chunks(self.config.images_per_prompt) {
+            let features = extractor.embed_images(of_prompt)?;
+            if let Some(mean) = mean_pairwise(features.view(), distance) {
+                sum += mean;
+                prompts += 1.0;
+            }
+        }
+        Ok(sum / prompts)
     }
 
     fn images(

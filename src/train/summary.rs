@@ -1,5 +1,6 @@
 //! What a run was made of (`manifest.json`, written when it starts) and what came of it (`summary.json`).
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,9 @@ pub struct HeldOutScores {
 pub struct Summary {
     /// Before the first step; `null` without held-out pairs.
     pub initial: Option<HeldOutScores>,
+    /// What was found of the pictures drawn before the first step, by the names in the log.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub initial_pictures: BTreeMap<String, f64>,
     /// After the last step.
     #[serde(rename = "final")]
     pub last: Option<HeldOutScores>,

@@ -15,6 +15,8 @@
 mod identity;
 mod store;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub use identity::RunIdentity;
@@ -44,6 +46,9 @@ pub struct RunState {
     pub guard: GuardState,
     /// Held-out scores before the first step.
     pub initial: Option<HeldOutScores>,
+    /// What was found of the pictures drawn before the first step.
+    #[serde(default)]
+    pub initial_pictures: BTreeMap<String, f64>,
     /// The best evaluation so far, where `train.keep_best` names what it is judged by.
     pub best: Option<Best>,
     /// Seconds that the run has taken so far, over all its parts.

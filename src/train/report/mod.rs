@@ -88,9 +88,9 @@ pub struct Measured {
     /// Mean growth of the reference's denoising error over the initial policy's, on the drift probe.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub d_ref_init: Option<f64>,
-    /// Mean of each reward over the pictures that were drawn, by `reward.NAME`.
+    /// What was found of the pictures that were drawn: means of rewards, by `reward.NAME`, and `diversity.NAME`.
     #[serde(flatten)]
-    pub rewards: BTreeMap<String, f64>,
+    pub pictures: BTreeMap<String, f64>,
     /// Probability, weight, variance and held-out margin of each bin of timesteps, the noisiest first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bins: Option<Vec<BinReport>>,
@@ -102,7 +102,7 @@ impl Measured {
         match name {
             "acc_init" => self.acc_init,
             "margin_init" => self.margin_init,
-            _ => self.rewards.get(name).copied(),
+            _ => self.pictures.get(name).copied(),
         }
     }
 }

@@ -101,8 +101,8 @@ fn evaluated(measured: &Measured) -> Option<String> {
             "held out, against the initial model: acc {acc:.3}, margin {margin:.2e}"
         ));
     }
-    let rewards = measured.rewards.iter();
-    parts.extend(rewards.map(|(name, mean)| format!("{name} {mean:.4}")));
+    let pictures = measured.pictures.iter();
+    parts.extend(pictures.map(|(name, mean)| format!("{name} {mean:.4}")));
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 

@@ -113,8 +113,8 @@ fn measured_scalars(measured: &Measured) -> Vec<(String, f64)> {
         ("reference/kl_ref_init", measured.kl_ref_init),
         ("reference/d_ref_init", measured.d_ref_init),
     ]);
-    let rewards = measured.rewards.iter();
-    scalars.extend(rewards.map(|(name, mean)| (name.replacen('.', "/", 1), *mean)));
+    let pictures = measured.pictures.iter();
+    scalars.extend(pictures.map(|(name, mean)| (name.replacen('.', "/", 1), *mean)));
     for (bin, report) in measured.bins.iter().flatten().enumerate() {
         let of_bin = [
             ("w", Some(report.w)),

@@ -78,7 +78,7 @@ impl Run<'_> {
             Err(Error::Interrupted(_)) => return Ok(()),
             drawn => drawn?,
         };
-        measured.rewards = drawn.rewards;
+        measured.pictures = drawn.means;
         pictures.write_sheet(&self.folder.sheet(self.state.step)?, &drawn.images)
     }
 }

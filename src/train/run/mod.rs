@@ -11,6 +11,7 @@ mod evaluation;
 mod manifest;
 mod saving;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -107,6 +108,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         held_initial: None,
         held_means: None,
         initial_scores: None,
+        initial_pictures: BTreeMap::new(),
         best: None,
         seconds_before: 0.0,
         started,
@@ -153,6 +155,8 @@ struct Run<'a> {
     /// Mean errors of policy and initial policy at the evaluation of this step.
     held_means: Option<(guard::Errors, guard::Errors)>,
     initial_scores: Option<HeldOutScores>,
+    /// What was found of the pictures drawn before the first step.
+    initial_pictures: BTreeMap<String, f64>,
     best: Option<Best>,
     seconds_before: f64,
     started: Instant,
@@ -168,6 +172,7 @@ impl Run<'_> {
     fn summary(&self, last: Option<HeldOutScores>, ceiling_acc: Option<f64>, manifest: Manifest) -> Summary {
         Summary {
             initial: self.initial_scores,
+            initial_pictures: self.initial_pictures.clone(),
             last,
             ceiling_acc,
             steps: self.state.step,
@@ -210,6 +215,7 @@ impl Run<'_> {
         if self.state.step == 0 {
             self.initial_scores = self.evaluate(self.all_heldout(), &mut measured)?;
             self.draw_pictures(&mut measured)?;
+            self.initial_pictures.clone_from(&measured.pictures);
         }
         self.listeners.emit(&Event::Started {
             done: self.state.step,

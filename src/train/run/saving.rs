@@ -36,6 +36,7 @@ impl Run<'_> {
             reference: state.reference_rule.state().clone(),
             guard: self.guard.state().clone(),
             initial: self.initial_scores,
+            initial_pictures: self.initial_pictures.clone(),
             best: self.best,
             seconds: self.seconds(),
             identity: self.identity.clone(),
@@ -103,6 +104,7 @@ impl Run<'_> {
         state.reference_rule.restore(saved.reference);
         self.loader.resume(saved.loader)?;
         self.initial_scores = saved.initial;
+        self.initial_pictures = saved.initial_pictures;
         self.best = saved.best;
         Ok(saved.guard)
     }

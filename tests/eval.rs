@@ -273,6 +273,17 @@ fn pictures_that_do_not_pair_up_with_prompts_are_named() {
 fn mistakes_are_told_before_anything_runs() {
     let folder = workplace();
     let base = format!("base={}", model());
+    let rewards = repository().join("models/tiny-rewards");
+    let damaged = folder.path().join("damaged");
+    fs::create_dir(&damaged).unwrap();
+    for file in ["model.onnx", "head.safetensors"] {
+        fs::copy(rewards.join("aesthetic").join(file), damaged.join(file)).unwrap();
+    }
+    let manifest = fs::read_to_string(rewards.join("aesthetic/reward.yaml")).unwrap();
+    let manifest = manifest.replace("input: pixel_values", "input: pixels");
+    fs::write(damaged.join("reward.yaml"), manifest).unwrap();
+    let damaged = damaged.display().to_string();
+    let with_reference = format!("{}=nowhere.npz", rewards.join("clip").display());
     for (arguments, expected) in [
         (&["--model", &model()][..], "has no name"),
         (
@@ -283,6 +294,14 @@ fn mistakes_are_told_before_anything_runs() {
         (&["--model", &base, "--group-by", "Style"], "they have Category"),
         (&["--model", &base, "--reward", "cilp"], "reward cilp"),
         (&["--model", &base, "--sampler", "dddim"], "sampling.sampler"),
+        (
+            &["--model", &base, "--reward", &damaged],
+            "has no input `pixels`",
+        ),
+        (
+            &["--model", &base, "--features", &with_reference],
+            "nowhere.npz: cannot read",
+        ),
     ] {
         let error = complaint(&eval(folder.path(), &[arguments, &["--output", "out"]].concat()));
         assert!(error.contains(expected), "{expected}: {error}");

@@ -138,7 +138,8 @@ fn a_run_and_an_evaluation_make_a_page_that_needs_nothing_else() {
     for text in [
         "83.3 % [73.3 %, 93.3 %]",
         "21.50 ± 0.25",
-        "▲ +1",
+        "▲ +1.000",
+        "+0.500 [+0.400, +0.600]",
         "Held-out implicit accuracy",
         "Loss weight by bin",
     ] {

@@ -9,6 +9,8 @@ use std::process::{Command, Output};
 use common::train::refused;
 use common::{fixtures, ortdpo, stderr, stdout};
 use image::{Rgb, RgbImage};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -179,6 +181,79 @@ fn prompts_that_do_not_pair_up_are_named() {
     );
     let text = succeeded(&with("a cat\na dog\na bee\na bus\n", &named));
     assert!(text.contains("clip"), "{text}");
+
+    let folder = pictures();
+    fs::write(
+        folder.path().join("prompts.txt"),
+        PROMPTS.join("\n").replace("rocket", "bee"),
+    )
+    .unwrap();
+    let arguments = ["--images", "out", "--prompts", "prompts.txt"];
+    let error = refused(&score(folder.path(), &["clip"], &arguments).output().unwrap());
+    assert!(
+        error.contains("00002-0.png") && error.contains("cat and a bee") && error.contains("cat and a rocket"),
+        "{error}"
+    );
+}
+
+/// A copy of `aesthetic` under another name, with another head.
+fn with_head(folder: &Path, name: &str, weights: usize, bias: f32) {
+    let copy = folder.join(name);
+    fs::create_dir(&copy).unwrap();
+    let original = reward("aesthetic");
+    fs::copy(original.join("model.onnx"), copy.join("model.onnx")).unwrap();
+    let manifest = fs::read_to_string(original.join("reward.yaml")).unwrap();
+    let manifest = manifest.replace("name: aesthetic", &format!("name: {name}"));
+    fs::write(copy.join("reward.yaml"), manifest).unwrap();
+    let values = vec![0.25f32; weights];
+    let weight = TensorView::new(Dtype::F32, vec![1, weights], bytemuck::cast_slice(&values)).unwrap();
+    let bias = bias.to_le_bytes();
+    let bias = TensorView::new(Dtype::F32, vec![1], &bias).unwrap();
+    let tensors = [("weight", weight), ("bias", bias)];
+    fs::write(
+        copy.join("head.safetensors"),
+        safetensors::serialize(tensors, None).unwrap(),
+    )
+    .unwrap();
+}
+
+#[test]
+fn scores_that_are_no_numbers_are_named_and_spoil_no_others() {
+    let folder = pictures();
+    with_head(folder.path(), "broken", 64, f32::NAN);
+    let both = format!("{},broken", reward("clip").display());
+    let run = |rewards: &str, further: &[&str]| {
+        let mut command = ortdpo(folder.path());
+        command.args(["score", "--images", "out", "--format", "json", "--reward", rewards]);
+        command.args(further).output().unwrap()
+    };
+    let output = run(&both, &[]);
+    let rows = rows(&succeeded(&output));
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        assert!(row["clip"].is_number() && row["broken"].is_null(), "{row}");
+        let problem = row["problem"].as_str().unwrap();
+        assert!(problem.contains("reward broken: gives NaN"), "{problem}");
+    }
+    let told = stderr(&output);
+    assert!(told.contains("4 of 4 pictures"), "{told}");
+    let error = refused(&run("broken", &["--quiet"]));
+    assert!(error.contains("00000-0.png") && error.contains("gives NaN"), "{error}");
+}
+
+#[test]
+fn a_head_for_another_embedding_is_refused_before_any_picture_is_read() {
+    let folder = pictures();
+    with_head(folder.path(), "other", 5, 0.0);
+    let error = refused(&ortdpo(folder.path())
+        .args(["score", "--images", "out", "--reward", "other"])
+        .output()
+        .unwrap());
+    assert!(
+        error.contains("other/head.safetensors: holds 5 weights for embeddings of 64 values")
+            && !error.contains(".png"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -112,6 +112,10 @@ impl Score {
             console.say(&format!("… and {} more", results.problems.len() - PROBLEMS_SHOWN));
         }
         results.check(&self.images)?;
+        if !results.problems.is_empty() {
+            let (bad, all) = (results.problems.len(), results.count);
+            console.say(&format!("{bad} of {all} pictures have no score by every reward"));
+        }
         self.give_out(&results, console)
     }
 
@@ -222,10 +226,14 @@ impl Results {
 
     /// Refuses to sum up nothing.
     fn check(&self, images: &str) -> Result<()> {
+        let is_empty = self.groups.values().flatten().all(Vec::is_empty);
         match self.problems.first() {
-            Some(first) if self.problems.len() == self.count => Err(Error::bad(
+            Some(first) if is_empty => Err(Error::bad(
                 images,
-                format!("holds no picture that could be scored; the first: {first}"),
+                format!(
+                    "holds no picture that could be scored; the first: {}",
+                    first.trim_end_matches('.')
+                ),
                 "Check the pictures and their prompts.",
             )),
             _ => Ok(()),

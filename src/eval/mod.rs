@@ -25,7 +25,6 @@ use std::sync::atomic::AtomicBool;
 
 use crate::fsutil::write_atomically;
 use crate::progress::Console;
-use crate::reward;
 use crate::runtime::{Arena, SessionOptions};
 use crate::score::Scorer;
 use crate::table::Format;
@@ -51,29 +50,26 @@ pub struct EvalOptions<'a> {
 /// A model or a reward cannot be loaded; pictures and prompts do not pair up; the disk is full; or
 /// [`Error::Interrupted`]. After the last two the same call goes on where it stopped.
 pub fn run(plan: &EvalPlan, output: &Path, options: &EvalOptions) -> Result<Results> {
-    let extractors = plan.set_metrics.iter().map(|set| &set.features);
-    for name in plan.rewards.iter().chain(extractors) {
-        // Before hours of generation, not after.
-        reward::find(name)?;
-    }
-    std::fs::create_dir_all(output).map_err(Error::io(output, "create the folder"))?;
     let session = SessionOptions {
         ep: plan.runtime.ep,
         threads: plan.runtime.threads,
         arena: Arena::Shared,
         ..SessionOptions::default()
     };
+    let cache = output.join(".features");
+    // What is wrong with rewards is said before hours of generation, which then need the memory.
+    drop(Scorer::open(&plan.rewards, &session, None)?);
+    let sets = plan.set_metrics.iter();
+    let sets = sets.map(|config| SetMeasure::new(config, &session, &cache, options));
+    let mut sets: Vec<SetMeasure> = sets.collect::<Result<_>>()?;
+    std::fs::create_dir_all(output).map_err(Error::io(output, "create the folder"))?;
     let mut models = Vec::new();
     for model in &plan.models {
         let folder = output.join("models").join(&model.name);
         models.push(images::of_model(plan, model, &folder, &session, options)?);
     }
     images::check_samplers(&models, options.console);
-    let mut scorer = Scorer::open(&plan.rewards, &session, Some(&output.join(".features")))?;
-    let cache = output.join(".features");
-    let sets = plan.set_metrics.iter();
-    let sets = sets.map(|config| SetMeasure::new(config, &session, &cache, options));
-    let mut sets: Vec<SetMeasure> = sets.collect::<Result<_>>()?;
+    let mut scorer = Scorer::open(&plan.rewards, &session, Some(&cache))?;
     let manifest = Manifest::of(plan, &models, &scorer, &sets)?;
     let mut scored = Vec::new();
     for model in models {

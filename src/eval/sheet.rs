@@ -35,8 +35,8 @@ pub fn write(output: &Path, models: &[ModelScores], reward: Option<&str>) -> Res
             let folder = output.join("models").join(&model.identity.name);
             let score = reward.and_then(|name| Some(format!("{name} {:.2}", row.score(name)?)));
             let prompt = (column == 0).then(|| row.prompt.clone());
-            let caption: Vec<String> = [prompt, score].into_iter().flatten().collect();
-            pictures.push((read(&folder.join(&row.file))?, caption.join(": ")));
+            let caption: Vec<String> = [score, prompt].into_iter().flatten().collect();
+            pictures.push((read(&folder.join(&row.file))?, caption.join("\n")));
         }
     }
     if pictures.is_empty() {
@@ -50,6 +50,7 @@ pub fn write(output: &Path, models: &[ModelScores], reward: Option<&str>) -> Res
             .map(|(image, caption)| Cell { image, caption })
             .collect(),
         columns: beside * shown.len(),
+        group: shown.len(),
         ..Grid::default()
     };
     write_png(&output.join("side-by-side.png"), &sheet.draw(), &[])

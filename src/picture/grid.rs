@@ -15,6 +15,8 @@ const SMALLEST: u32 = 256;
 const LARGEST: u32 = 384;
 /// Pixels between cells and around them.
 const GAP: u32 = 12;
+/// More of them between groups of columns.
+const GROUP_GAP: u32 = 24;
 /// Pixels of a font pixel.
 const TEXT_SCALE: u32 = 2;
 const TITLE_SCALE: u32 = 3;
@@ -41,6 +43,8 @@ pub struct Grid<'a> {
     pub cells: Vec<Cell<'a>>,
     /// Cells of a row.
     pub columns: usize,
+    /// So many columns belong together, with a wider gap after them; 0 if none do.
+    pub group: usize,
 }
 
 /// A grid without title and headings.
@@ -105,6 +109,7 @@ impl Grid<'_> {
 /// Where everything is, in pixels.
 struct Layout {
     columns: u32,
+    group: usize,
     /// Width and height of the room for an image.
     cell: (u32, u32),
     below_title: u32,
@@ -128,6 +133,7 @@ impl Layout {
         };
         Self {
             columns: grid.columns.min(grid.cells.len()) as u32,
+            group: grid.group,
             cell,
             below_title,
             below_headings,
@@ -136,11 +142,13 @@ impl Layout {
     }
 
     fn left(&self, column: usize) -> u32 {
-        GAP + column as u32 * (self.cell.0 + GAP)
+        let groups_before = column.checked_div(self.group).unwrap_or(0);
+        GAP + column as u32 * (self.cell.0 + GAP) + groups_before as u32 * GROUP_GAP
     }
 
     fn width(&self) -> u32 {
-        self.left(self.columns as usize)
+        let last = self.columns as usize - 1;
+        self.left(last) + self.cell.0 + GAP
     }
 
     fn height(&self) -> u32 {

@@ -132,6 +132,7 @@ fn captions_fit_below_their_images_and_rows_apart() {
         headings: vec!["base", "tuned"],
         cells,
         columns: 2,
+        ..Grid::default()
     }
     .draw();
     let ink = |left: u32, top: u32, width: u32, height: u32| {
@@ -156,6 +157,27 @@ fn captions_fit_below_their_images_and_rows_apart() {
         0,
         "nothing beside the cell"
     );
+}
+
+#[test]
+fn groups_of_columns_stand_further_apart() {
+    let image = plain(256, 256, [200; 3]);
+    let cell = Cell {
+        image: &image,
+        caption: "",
+    };
+    let sheet = |group: usize| Grid {
+        cells: vec![cell; 4],
+        columns: 4,
+        group,
+        ..Grid::default()
+    };
+    let (even, paired) = (sheet(0).draw(), sheet(2).draw());
+    assert_eq!(even.width(), 12 + 4 * (256 + 12));
+    assert_eq!(paired.width(), even.width() + 24);
+    let third = 12 + 2 * (256 + 12) + 24;
+    assert_eq!(paired.get_pixel(third - 1, 100).0, [250; 3]);
+    assert_eq!(paired.get_pixel(third, 100).0, [200; 3]);
 }
 
 #[test]

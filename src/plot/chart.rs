@@ -2,7 +2,7 @@
 
 use super::canvas::{Anchor, Canvas, Figure};
 use super::legend;
-use super::scale::{Scale, Scaling, Ticks, number, power_of_ten};
+use super::scale::{Scale, Scaling, number};
 use super::smooth;
 use super::theme::SERIES;
 
@@ -76,10 +76,8 @@ impl Chart {
         let (x_range, y_range) = (extent(xs())?, extent(ys())?);
 
         let mut canvas = Canvas::default();
-        let unit = with_factor(
-            &self.y.label,
-            &Scale::new(self.y.scaling, y_range, (0.0, 1.0)).padded().ticks(5),
-        );
+        let ticks = Scale::new(self.y.scaling, y_range, (0.0, 1.0)).padded().ticks(5);
+        let unit = ticks.label(&self.y.label);
         let top = self.head(&mut canvas, &curves, &unit);
         let bottom = top + PLOT_HEIGHT;
         let x = Scale::new(self.x.scaling, x_range, (LEFT, RIGHT));
@@ -168,7 +166,7 @@ impl Chart {
             );
         }
         canvas.line("axis", (LEFT, bottom), (RIGHT, bottom), "");
-        let below = with_factor(&self.x.label, &ticks);
+        let below = ticks.label(&self.x.label);
         canvas.text(
             "muted",
             ((LEFT + RIGHT) / 2.0, bottom + 33.0),
@@ -234,14 +232,6 @@ fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
         None => Some((value, value)),
         Some((low, high)) => Some((low.min(value), high.max(value))),
     })
-}
-
-/// An axis' label with the power of ten that its ticks leave out.
-fn with_factor(label: &str, ticks: &Ticks) -> String {
-    match ticks.exponent {
-        0 => label.to_owned(),
-        power => format!("{label} (×{})", power_of_ten(power)),
-    }
 }
 
 /// Values and pixels of both axes, for the pointer readout.

@@ -87,7 +87,7 @@ impl Intervals {
             "muted",
             ((left + RIGHT) / 2.0, bottom + 33.0),
             Anchor::Middle,
-            &self.x,
+            &ticks.label(&self.x),
         );
         Some(canvas.finish(&self.title, self.description(), (WIDTH, bottom + 40.0)))
     }

@@ -25,6 +25,6 @@ pub use canvas::{Figure, escape};
 pub use chart::{Axis, Chart, Rule, Series};
 pub use heatmap::{HeatMap, Hue};
 pub use intervals::{IntervalRow, Intervals};
-pub use scale::{Scaling, number};
+pub use scale::{MINUS, Scaling, fixed, number};
 pub use smooth::window;
 pub use theme::{page_rules, variables};

@@ -1,5 +1,8 @@
 //! From values to pixels, and the ticks between.
 
+/// What stands before negative numbers for people.
+pub const MINUS: &str = "\u{2212}";
+
 /// How values are spread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Scaling {
@@ -27,6 +30,16 @@ pub struct Ticks {
     pub marks: Vec<(f64, String)>,
     /// Power of ten that all labels are multiplied by; 0 for none.
     pub exponent: i32,
+}
+
+impl Ticks {
+    /// An axis' label with the power of ten that the ticks leave out.
+    pub fn label(&self, axis: &str) -> String {
+        match self.exponent {
+            0 => axis.to_owned(),
+            power => format!("{axis} (×{})", power_of_ten(power)),
+        }
+    }
 }
 
 impl Scale {
@@ -97,7 +110,7 @@ fn linear_ticks(low: f64, high: f64, wanted: usize) -> Ticks {
     };
     let unit = 10f64.powi(exponent);
     let digits = (-(step / unit).log10()).ceil().max(0.0) as usize;
-    let label = |value: f64| format!("{:.digits$}", value / unit).replace('-', "\u{2212}");
+    let label = |value: f64| format!("{:.digits$}", value / unit).replace('-', MINUS);
     let marks = (first..=last)
         .map(|k| k as f64 * step)
         .map(|value| (value, label(value)));
@@ -172,5 +185,14 @@ pub fn number(value: f64) -> String {
             format!("{mantissa}×10{}", superscript(magnitude))
         }
     };
-    text.replace('-', "\u{2212}")
+    text.replace('-', MINUS)
+}
+
+/// A value with so many digits behind the point; what they round to zero has no sign.
+pub fn fixed(value: f64, digits: usize) -> String {
+    let text = format!("{value:.digits$}");
+    match text.trim_start_matches('-').chars().all(|c| c == '0' || c == '.') {
+        true => text.trim_start_matches('-').to_owned(),
+        false => text.replace('-', MINUS),
+    }
 }

@@ -54,6 +54,36 @@ fn numbers_keep_four_significant_digits() {
 }
 
 #[test]
+fn numbers_of_a_column_keep_their_digits() {
+    for (value, digits, text) in [
+        (19.0, 2, "19.00"),
+        (-0.0331, 3, "−0.033"),
+        (-1.2e-5, 3, "0.000"),
+        (0.0, 0, "0"),
+        (-20.4, 0, "−20"),
+    ] {
+        assert_eq!(fixed(value, digits), text);
+    }
+}
+
+#[test]
+fn intervals_say_the_power_of_ten_that_their_axis_leaves_out() {
+    let plot = |value: f64| Intervals {
+        title: "difference".into(),
+        x: "mean".into(),
+        rows: vec![IntervalRow {
+            label: "tuned".into(),
+            value,
+            interval: Some((-0.5 * value, 2.0 * value)),
+            colour: 0,
+        }],
+        reference: Some(0.0),
+    };
+    assert!(plot(0.8e-3).draw().unwrap().inline().contains("mean (×10⁻³)"));
+    assert!(!plot(0.8).draw().unwrap().inline().contains('×'));
+}
+
+#[test]
 fn a_moving_mean_keeps_straight_lines_inside_and_takes_what_there_is_at_the_ends() {
     let line: Vec<(f64, f64)> = (0..9).map(|i| (f64::from(i), f64::from(i))).collect();
     let mean = moving_mean(&line, 5);

@@ -142,6 +142,19 @@ impl Evaluation {
         self.models.get(1..).unwrap_or(&[])
     }
 
+    /// Digits behind the point that scores by a reward are shown with: a hundredth of their standard deviation shows.
+    pub fn digits(&self, reward: &str) -> usize {
+        let images = self.models.iter().flat_map(|model| model.images.values());
+        let scores: Vec<f64> = images.filter_map(|image| image.scores.get(reward).copied()).collect();
+        let n = scores.len() as f64;
+        let mean = scores.iter().sum::<f64>() / n;
+        let variance = scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / n;
+        match variance > 0.0 {
+            true => (2.0 - variance.sqrt().log10().floor()).clamp(0.0, 6.0) as usize,
+            false => 3,
+        }
+    }
+
     /// Every prompt that some model has images of, in order, with its text.
     pub fn prompts(&self) -> Vec<(PromptIndex, &str)> {
         let mut prompts = IndexMap::new();

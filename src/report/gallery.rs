@@ -10,7 +10,7 @@ use super::ReportOptions;
 use super::evaluation::{Evaluation, Image, ImageKey, PromptIndex};
 use super::html::Section;
 use super::ranking::{anchor, changes, signed};
-use crate::plot::{escape, number};
+use crate::plot::{MINUS, escape, fixed};
 use crate::{Error, Result};
 
 /// Images of a prompt that are shown per model.
@@ -148,7 +148,7 @@ fn card(evaluation: &Evaluation, prompt: PromptIndex, text: &str, size: u32) -> 
                 Picture::Lost(_) => lost += 1,
             }
             let (Picture::Shown(picture) | Picture::Lost(picture)) = picture;
-            let scores = scores(image, before);
+            let scores = scores(image, before, &|reward| evaluation.digits(reward));
             let name = escape(&model.name);
             rows.push_str(&format!(
                 "<figure>{picture}<figcaption><b>{name}</b>{scores}</figcaption></figure>"
@@ -165,18 +165,22 @@ fn card(evaluation: &Evaluation, prompt: PromptIndex, text: &str, size: u32) -> 
 }
 
 /// Each reward's score with its difference to the baseline's image.
-fn scores(image: &Image, before: Option<&Image>) -> String {
+fn scores(image: &Image, before: Option<&Image>, digits: &dyn Fn(&str) -> usize) -> String {
     let line = |(reward, score): (&String, &f64)| {
+        let digits = digits(reward);
         let change = before
             .and_then(|before| before.scores.get(reward))
             .map(|b| score - b);
-        let change = match change {
-            Some(by) if by > 0.0 => format!(r#" <span class="up">▲ {}</span>"#, signed(by)),
-            Some(by) if by < 0.0 => format!(r#" <span class="down">▼ {}</span>"#, signed(by)),
-            Some(_) => " <span>=</span>".into(),
-            None => String::new(),
-        };
-        format!("{} <span>{}</span>{change}<br>", escape(reward), number(*score))
+        let change = change.map_or(String::new(), |by| match signed(by, digits + 1) {
+            text if text.starts_with('+') => format!(r#" <span class="up">▲ {text}</span>"#),
+            text if text.starts_with(MINUS) => format!(r#" <span class="down">▼ {text}</span>"#),
+            _ => " <span>=</span>".into(),
+        });
+        format!(
+            "{} <span>{}</span>{change}<br>",
+            escape(reward),
+            fixed(*score, digits)
+        )
     };
     image.scores.iter().map(line).collect()
 }

@@ -2,7 +2,7 @@
 
 use super::evaluation::{Evaluation, Model, PromptIndex};
 use super::html::{Cell, Section, fold, table};
-use crate::plot::{escape, number};
+use crate::plot::{escape, fixed};
 
 /// Prompts in each list.
 const LISTED: usize = 6;
@@ -59,6 +59,7 @@ pub fn section(evaluation: &Evaluation, shown: &[PromptIndex]) -> Option<Section
             if changes.is_empty() {
                 continue;
             }
+            let digits = evaluation.digits(reward);
             let lists_of = [
                 ("Most improved", pick(&changes, |c| c.by() > 0.0, |c| c.by())),
                 ("Most worsened", pick(&changes, |c| c.by() < 0.0, |c| -c.by())),
@@ -73,7 +74,7 @@ pub fn section(evaluation: &Evaluation, shown: &[PromptIndex]) -> Option<Section
                 .iter()
                 .filter(|(_, list)| !list.is_empty())
                 .map(|(caption, list)| {
-                    list_table(caption, (baseline, model), list, &|prompt| {
+                    list_table(caption, (baseline, model), list, digits, &|prompt| {
                         named(
                             evaluation,
                             shown,
@@ -109,14 +110,15 @@ fn list_table(
     caption: &str,
     (baseline, model): (&Model, &Model),
     changes: &[&Change],
+    digits: usize,
     name: &dyn Fn(PromptIndex) -> Cell,
 ) -> String {
     let row = |change: &&Change| {
         vec![
             name(change.prompt),
-            Cell::Number(number(change.before)),
-            Cell::Number(number(change.after)),
-            Cell::Number(signed(change.by())),
+            Cell::Number(fixed(change.before, digits)),
+            Cell::Number(fixed(change.after, digits)),
+            Cell::Number(signed(change.by(), digits + 1)),
         ]
     };
     let head = ["prompt", &baseline.name, &model.name, "change"].map(String::from);
@@ -134,11 +136,12 @@ fn named(evaluation: &Evaluation, shown: &[PromptIndex], prompt: PromptIndex, te
     }
 }
 
-/// A number with its sign.
-pub fn signed(value: f64) -> String {
-    match value > 0.0 {
-        true => format!("+{}", number(value)),
-        false => number(value),
+/// A number with its sign and so many digits behind the point.
+pub fn signed(value: f64, digits: usize) -> String {
+    let text = fixed(value, digits);
+    match value > 0.0 && text.contains(|c: char| c.is_ascii_digit() && c != '0') {
+        true => format!("+{text}"),
+        false => text,
     }
 }
 

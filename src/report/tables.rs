@@ -4,7 +4,7 @@ use super::evaluation::Evaluation;
 use super::html::{Cell, Section, fold, table};
 use super::ranking::signed;
 use super::results::{Comparison, ModelResult, Rate, Results};
-use crate::plot::{Figure, IntervalRow, Intervals, number};
+use crate::plot::{Figure, IntervalRow, Intervals, fixed, number};
 
 /// Always a section: an evaluation without numbers says so.
 pub fn section(evaluation: &Evaluation) -> Section {
@@ -84,10 +84,11 @@ fn scores(caption: &str, models: &[ModelResult]) -> String {
             let result = model.rewards.get(*name);
             Cell::number(result.and_then(|r| Some(with_error(r.mean?, r.standard_error))))
         }));
-        cells.extend(
-            sets.iter()
-                .map(|name| Cell::number(model.set_metrics.get(*name).copied().flatten().map(number))),
-        );
+        cells.extend(sets.iter().map(|name| {
+            let metric = |model: &ModelResult| model.set_metrics.get(*name).copied().flatten();
+            let largest = models.iter().filter_map(metric).map(f64::abs).fold(0.0, f64::max);
+            Cell::number(metric(model).map(|value| fixed(value, digits_of(largest / 100.0))))
+        }));
         cells
     };
     table(caption, &head, models.iter().map(row).collect())
@@ -108,10 +109,30 @@ fn names<'a>(all: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
 fn with_error(mean: f64, error: Option<f64>) -> String {
     match error.filter(|error| error.is_finite() && *error > 0.0) {
         Some(error) => {
-            let digits = (1.0 - error.log10().floor()).clamp(0.0, 9.0) as usize;
-            format!("{mean:.digits$} ± {error:.digits$}").replace('-', "\u{2212}")
+            let digits = digits_of(error);
+            format!("{} ± {}", fixed(mean, digits), fixed(error, digits))
         }
         None => number(mean),
+    }
+}
+
+/// Digits behind the point that show two digits of an error.
+fn digits_of(error: f64) -> usize {
+    match error > 0.0 {
+        true => (1.0 - error.log10().floor()).clamp(0.0, 9.0) as usize,
+        false => 3,
+    }
+}
+
+/// A difference to the digits that its interval leaves meaning to.
+fn difference_of(rate: Rate) -> String {
+    match rate.interval {
+        // The interval is about four standard errors wide.
+        Some(interval) => {
+            let digits = digits_of((interval.high - interval.low) / 4.0);
+            with_interval(rate, |value| signed(value, digits))
+        }
+        None => number(rate.value),
     }
 }
 
@@ -134,7 +155,7 @@ fn comparisons(results: &Results) -> Vec<Vec<Cell>> {
             let mut row = vec![Cell::text(&model.name), Cell::text(reward)];
             row.extend(counts);
             row.push(Cell::number(win_rate.map(|rate| with_interval(rate, percent))));
-            row.push(Cell::number(difference.map(|rate| with_interval(rate, signed))));
+            row.push(Cell::number(difference.map(difference_of)));
             rows.push(row);
         }
         if let (Some(average), true) = (model.average_win_rate, model.rewards.len() > 1) {

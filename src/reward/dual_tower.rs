@@ -49,7 +49,13 @@ pub(super) fn open(
     }
     image.check(&of_image, &[&image_spec.output])?;
     image.check_pictures(&image_spec.input, shape)?;
-    prompts.check(text.as_ref().unwrap_or(&image))?;
+    let of_prompts = text.as_ref().unwrap_or(&image);
+    prompts.check(of_prompts)?;
+    if let Some(image) = image.width(&image_spec.output)
+        && let Some(text) = of_prompts.width(&text_spec.output)
+    {
+        check_lengths(image, text)?;
+    }
     Ok(Box::new(DualTower {
         image,
         text,
@@ -94,14 +100,8 @@ impl Networks for DualTower {
         let rows = features.outer_iter().zip(prompts);
         rows.map(|(image, prompt)| {
             let text = &self.embedded[*prompt];
-            match text.len() == image.len() {
-                true => Ok(scaled(cosine(image, text.view()), &self.scale)),
-                false => Err(Error::bad(
-                    "scorer",
-                    format!("compares embeddings of {} and {} values", image.len(), text.len()),
-                    "Name outputs of the same length in the manifest.",
-                )),
-            }
+            check_lengths(image.len(), text.len())?;
+            Ok(scaled(cosine(image, text.view()), &self.scale))
         })
         .collect()
     }
@@ -133,6 +133,17 @@ impl DualTower {
             self.embedded.insert((*prompt).to_owned(), row.to_owned());
         }
         Ok(())
+    }
+}
+
+fn check_lengths(image: usize, text: usize) -> Result<()> {
+    match image == text {
+        true => Ok(()),
+        false => Err(Error::bad(
+            "scorer.text.output",
+            format!("gives embeddings of {text} values, but scorer.image.output gives {image}"),
+            "Name outputs of the same length in the manifest.",
+        )),
     }
 }
 

@@ -39,10 +39,17 @@ pub(super) fn open(
     image.check(&spec.inputs(), &[&spec.output])?;
     image.check_pictures(&spec.input, shape)?;
     let head = head.map(|head| Affine::read(&folder.join(&head.file), head.l2_normalize));
+    let head = head.transpose()?;
+    match (image.width(&spec.output), &head) {
+        (Some(width), Some(head)) => head.check(width)?,
+        (Some(width), None) => check_rating(spec, width)?,
+        // Then the first pictures show it.
+        (None, _) => {}
+    }
     Ok(Box::new(ImageHead {
         image,
         spec: spec.clone(),
-        head: head.transpose()?,
+        head,
     }))
 }
 
@@ -105,16 +112,18 @@ impl Affine {
         }
     }
 
-    fn apply(&self, features: ArrayView2<'_, f32>) -> Result<Vec<f64>> {
-        if features.ncols() != self.weight.len() {
-            let what = format!(
-                "holds {} weights for embeddings of {} values",
-                self.weight.len(),
-                features.ncols()
-            );
-            let remedy = "Name the embedding that the head was trained on.";
-            return Err(Error::bad(&self.place, what, remedy));
+    fn check(&self, width: usize) -> Result<()> {
+        if width == self.weight.len() {
+            return Ok(());
         }
+        let weights = self.weight.len();
+        let what = format!("holds {weights} weights for embeddings of {width} values");
+        let remedy = "Name the embedding that the head was trained on.";
+        Err(Error::bad(&self.place, what, remedy))
+    }
+
+    fn apply(&self, features: ArrayView2<'_, f32>) -> Result<Vec<f64>> {
+        self.check(features.ncols())?;
         let rate = |row: ndarray::ArrayView1<f32>| {
             let sum = |f: fn(f64, f64) -> f64| -> f64 {
                 row.iter()
@@ -134,8 +143,13 @@ impl Affine {
 
 /// The output of a network that gives ratings itself.
 pub(super) fn single_column(spec: &ImageTower, features: ArrayView2<'_, f32>) -> Result<Vec<f64>> {
-    match features.ncols() {
-        1 => Ok(features.iter().map(|&rating| f64::from(rating)).collect()),
+    check_rating(spec, features.ncols())?;
+    Ok(features.iter().map(|&rating| f64::from(rating)).collect())
+}
+
+fn check_rating(spec: &ImageTower, width: usize) -> Result<()> {
+    match width {
+        1 => Ok(()),
         n => Err(Error::bad(
             &spec.model,
             format!(

@@ -236,11 +236,17 @@ impl RewardModel {
         let scores = self.networks.scores(features, prompts)?;
         match scores.iter().position(|score| !score.is_finite()) {
             None => Ok(scores),
-            Some(index) => Err(Error::bad(
-                format!("reward {}", self.manifest.name),
-                format!("gives {} for the prompt {:?}", scores[index], prompts[index]),
-                "Check the picture, and export the reward with fp32 if it was fp16.",
-            )),
+            Some(index) => {
+                let prompt = match self.needs_prompt() {
+                    true => format!(" for the prompt {:?}", prompts[index]),
+                    false => String::new(),
+                };
+                Err(Error::bad(
+                    format!("reward {}", self.manifest.name),
+                    format!("gives {}{prompt}, which is no score", scores[index]),
+                    "Check the picture, and export the reward with fp32 if it was fp16.",
+                ))
+            }
         }
     }
 

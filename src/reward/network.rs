@@ -148,6 +148,16 @@ impl Network {
         }
     }
 
+    /// Values per sample of an output; unknown where the export leaves them open.
+    pub fn width(&self, output: &str) -> Option<usize> {
+        let output = self.session.outputs().iter().find(|info| info.name == output)?;
+        match output.dims[..] {
+            [_] => Some(1),
+            [_, width] => width,
+            _ => None,
+        }
+    }
+
     /// Runs on all samples of `inputs`, batch by batch, and returns the named outputs, each (N,D) or (N,1).
     /// Inputs in `idle` belong to the other half of a model that holds two towers: they are given zeros.
     ///

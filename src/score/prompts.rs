@@ -14,7 +14,8 @@ const PROMPT_INDEX: &str = "prompt_index";
 /// one, else in order, one picture a prompt. The prompts' other columns become fields, for grouping.
 ///
 /// # Errors
-/// There are more pictures than prompts, or fewer; which one is left over is said by the record that finds it.
+/// There are more pictures than prompts, or fewer, or a picture was made for another prompt; the record that finds it says
+/// which one.
 pub fn pair(source: Source, prompts: Vec<Prompt>, named: &str) -> Source {
     let pairing = Pairing {
         records: source.records,
@@ -76,6 +77,16 @@ impl Pairing {
                 "Give one prompt per picture, in the order of the pictures' names.",
             ));
         };
+        if let Some(own) = record.prompt.filter(|own| *own != prompt.text) {
+            return Err(Error::bad(
+                &self.named,
+                format!(
+                    "names the prompt {:?} for {}, which was made for {own:?}",
+                    prompt.text, record.file
+                ),
+                "Give the prompts that the pictures were made for, or leave the file out.",
+            ));
+        }
         record.prompt = Some(prompt.text.clone());
         for (name, value) in &prompt.fields {
             record.fields.insert(name.clone(), Value::from(value.clone()));

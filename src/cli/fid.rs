@@ -87,24 +87,25 @@ impl Fid {
         ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))
             .map_err(|e| Error::Runtime(format!("cannot listen for Ctrl-C: {e}")))?;
         let console = Console::new(quiet);
+        // First, since what is wrong with it would otherwise be told after all the work.
+        let named = self.reference.as_deref();
+        let other = named.map(|named| self.reference(named, console)).transpose()?;
         let (extractor, set) = self.embed(&self.images, console)?;
         let mut rows = Rows::default();
-        if self.save_statistics.is_some() || self.reference.is_some() {
+        if self.save_statistics.is_some() || other.is_some() {
             let own = self.as_reference(&set, &extractor)?;
             if let Some(path) = &self.save_statistics {
                 own.write(path)?;
             }
-            if let Some(named) = &self.reference {
-                let other = self.reference(named, &extractor, console)?;
-                self.compare(&own, &other, &mut rows, console)?;
+            if let Some(other) = &other {
+                self.compare(&own, other, &mut rows, console)?;
             }
         }
         rows.diversity(&set)?;
         output::line(rows.table(&extractor.name, set.n).render(self.format))
     }
 
-    /// Features of the pictures that `named` stands for.
-    fn embed(&self, named: &str, console: Console) -> Result<(Extractor, SetFeatures)> {
+    fn extractor(&self) -> Result<(Extractor, RewardModel)> {
         let options = SessionOptions {
             ep: self.ep,
             threads: self.threads,
@@ -115,6 +116,12 @@ impl Fid {
             name: model.manifest().name.clone(),
             hash: model.features_hash()?,
         };
+        Ok((extractor, model))
+    }
+
+    /// Features of the pictures that `named` stands for.
+    fn embed(&self, named: &str, console: Console) -> Result<(Extractor, SetFeatures)> {
+        let (extractor, model) = self.extractor()?;
         let source = prompts::from_pictures(source::open(named)?);
         let cache = (!self.no_cache).then_some(self.cache.as_path());
         let set = setmetric::embed(model, source, cache, &STOP, console)?;
@@ -125,13 +132,14 @@ impl Fid {
     }
 
     /// The other set.
-    fn reference(&self, named: &str, extractor: &Extractor, console: Console) -> Result<Reference> {
+    fn reference(&self, named: &str, console: Console) -> Result<Reference> {
         let path = Path::new(named);
         if path.extension().is_none_or(|extension| extension != "npz") {
-            let (_, set) = self.embed(named, console)?;
-            return self.as_reference(&set, extractor);
+            let (extractor, set) = self.embed(named, console)?;
+            return self.as_reference(&set, &extractor);
         }
         let reference = Reference::read(path)?;
+        let (extractor, _) = self.extractor()?;
         match reference.extractor {
             Some(hash) if hash != extractor.hash => Err(Error::bad(
                 named,

@@ -339,11 +339,13 @@ fn unmatched(path: &Path, component: Component, missing: &[&str], layers: &[Laye
         let likeness = |layer: &&Layer| strsim::normalized_damerau_levenshtein(&flat(&layer.module), &name);
         layers.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
     };
-    let hints: Vec<String> = missing
+    let mut hints: Vec<String> = missing
         .iter()
         .take(3)
         .filter_map(|name| Some(format!("`{}`", nearest(name)?.module)))
         .collect();
+    hints.sort_unstable();
+    hints.dedup();
     let remedy = match hints.is_empty() {
         true => "The network has no layer with a known name: export it again.".to_owned(),
         false => format!("The nearest layers there are: {}.", hints.join(", ")),

@@ -294,10 +294,7 @@ fn mistakes_are_told_before_anything_runs() {
         (&["--model", &base, "--group-by", "Style"], "they have Category"),
         (&["--model", &base, "--reward", "cilp"], "reward cilp"),
         (&["--model", &base, "--sampler", "dddim"], "sampling.sampler"),
-        (
-            &["--model", &base, "--reward", &damaged],
-            "has no input `pixels`",
-        ),
+        (&["--model", &base, "--reward", &damaged], "has no input `pixels`"),
         (
             &["--model", &base, "--features", &with_reference],
             "nowhere.npz: cannot read",

@@ -191,7 +191,9 @@ fn prompts_that_do_not_pair_up_are_named() {
     let arguments = ["--images", "out", "--prompts", "prompts.txt"];
     let error = refused(&score(folder.path(), &["clip"], &arguments).output().unwrap());
     assert!(
-        error.contains("00002-0.png") && error.contains("cat and a bee") && error.contains("cat and a rocket"),
+        error.contains("00002-0.png")
+            && error.contains("cat and a bee")
+            && error.contains("cat and a rocket"),
         "{error}"
     );
 }
@@ -224,7 +226,9 @@ fn scores_that_are_no_numbers_are_named_and_spoil_no_others() {
     let both = format!("{},broken", reward("clip").display());
     let run = |rewards: &str, further: &[&str]| {
         let mut command = ortdpo(folder.path());
-        command.args(["score", "--images", "out", "--format", "json", "--reward", rewards]);
+        command.args([
+            "score", "--images", "out", "--format", "json", "--reward", rewards,
+        ]);
         command.args(further).output().unwrap()
     };
     let output = run(&both, &[]);
@@ -238,17 +242,22 @@ fn scores_that_are_no_numbers_are_named_and_spoil_no_others() {
     let told = stderr(&output);
     assert!(told.contains("4 of 4 pictures"), "{told}");
     let error = refused(&run("broken", &["--quiet"]));
-    assert!(error.contains("00000-0.png") && error.contains("gives NaN"), "{error}");
+    assert!(
+        error.contains("00000-0.png") && error.contains("gives NaN"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_head_for_another_embedding_is_refused_before_any_picture_is_read() {
     let folder = pictures();
     with_head(folder.path(), "other", 5, 0.0);
-    let error = refused(&ortdpo(folder.path())
-        .args(["score", "--images", "out", "--reward", "other"])
-        .output()
-        .unwrap());
+    let error = refused(
+        &ortdpo(folder.path())
+            .args(["score", "--images", "out", "--reward", "other"])
+            .output()
+            .unwrap(),
+    );
     assert!(
         error.contains("other/head.safetensors: holds 5 weights for embeddings of 64 values")
             && !error.contains(".png"),

@@ -145,7 +145,9 @@ impl Evaluation {
     /// Digits behind the point that scores by a reward are shown with: a hundredth of their standard deviation shows.
     pub fn digits(&self, reward: &str) -> usize {
         let images = self.models.iter().flat_map(|model| model.images.values());
-        let scores: Vec<f64> = images.filter_map(|image| image.scores.get(reward).copied()).collect();
+        let scores: Vec<f64> = images
+            .filter_map(|image| image.scores.get(reward).copied())
+            .collect();
         let n = scores.len() as f64;
         let mean = scores.iter().sum::<f64>() / n;
         let variance = scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / n;

@@ -2,6 +2,7 @@
 
 #![warn(missing_docs)]
 
+pub mod ablate;
 pub mod adapter;
 pub mod autodiff;
 pub mod config;

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, each only arguments and printing.
 
+pub mod ablate;
 pub mod bench;
 pub mod derive;
 pub mod dims;
@@ -36,6 +37,8 @@ Examples:
                                     preference training
   ortdpo eval --config examples/eval-demo.yaml
                                     models compared by rewards, with win rates
+  ortdpo ablate --config examples/ablate-tiny.yaml --output runs/ablate-tiny
+                                    methods under strategies with several seeds
   ortdpo generate --model models/tiny-sd --prompt 'a small apple on a blue background' --output out
                                     images
   ortdpo report runs/demo -o report.html
@@ -71,6 +74,7 @@ pub struct Global {
 
 #[derive(Subcommand)]
 enum Command {
+    Ablate(ablate::Ablate),
     Bench(bench::Bench),
     Derive(derive::Derive),
     Doctor(doctor::Doctor),
@@ -95,6 +99,7 @@ impl Cli {
             })?;
         }
         match self.command {
+            Command::Ablate(command) => command.run(self.global.quiet),
             Command::Bench(command) => command.run(),
             Command::Derive(command) => command.run(),
             Command::Doctor(command) => command.run(),

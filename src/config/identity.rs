@@ -32,6 +32,17 @@ const WITHOUT_EFFECT: [&str; 19] = [
     "runtime",
 ];
 
+/// Those of [`WITHOUT_EFFECT`] that change what a run measures, draws, or does when it diverges.
+const REPORTED: [&str; 7] = [
+    "data.heldout_split",
+    "train.eval_every",
+    "train.eval_pairs",
+    "train.eval_draws",
+    "reference.measure_every",
+    "samples",
+    "guard",
+];
+
 /// The part of a configuration that determines the trained weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -50,14 +61,24 @@ pub struct Difference {
 
 impl ConfigIdentity {
     pub(super) fn of(config: &Config) -> Self {
-        let mut value = serde_json::to_value(config).expect("a configuration is plain data with text keys");
-        for path in WITHOUT_EFFECT {
-            remove(&mut value, path);
-        }
+        let mut identity = Self::without(config, WITHOUT_EFFECT.iter());
         // With a constant learning rate a longer run begins as a shorter one.
         if config.optimizer.schedule.kind == LrScheduleKind::Constant {
-            remove(&mut value, "train.steps");
+            remove(&mut identity.0, "train.steps");
         }
+        identity
+    }
+
+    pub(super) fn of_report(config: &Config) -> Self {
+        Self::without(
+            config,
+            WITHOUT_EFFECT.iter().filter(|path| !REPORTED.contains(path)),
+        )
+    }
+
+    fn without<'a>(config: &Config, paths: impl Iterator<Item = &'a &'a str>) -> Self {
+        let mut value = serde_json::to_value(config).expect("a configuration is plain data with text keys");
+        paths.for_each(|path| remove(&mut value, path));
         Self(value)
     }
 

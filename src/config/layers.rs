@@ -9,14 +9,14 @@
 //! freezes the reference also drops the anchor below it, which would have nothing to hold: rows of an ablation are
 //! one `--set` away from each other.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 use serde_yaml::{Mapping, Value};
 
 use super::preset::Preset;
 use super::schema::SCHEMA;
-use super::{Config, Sources};
+use super::{Config, Fragment, Sources};
 use crate::yaml::{Document, Node, known_depth, steps_of};
 use crate::{Error, Result};
 
@@ -24,6 +24,7 @@ enum Origin {
     BuiltIn,
     Preset(Preset),
     File(Document),
+    Fragment(String),
     CommandLine,
 }
 
@@ -49,8 +50,34 @@ impl Layers {
             layers.0.push(file_layer(path)?);
         }
         layers.0.push(command_line_layer(sources)?);
-        if let Some(preset) = layers.preset().map_err(|error| layers.locate(error))? {
-            layers.0.insert(
+        layers.with_preset()
+    }
+
+    /// The layers of a configuration that stands in parts in another file.
+    ///
+    /// # Errors
+    /// The preset is unknown.
+    pub fn of_fragments(fragments: &[Fragment]) -> Result<Self> {
+        let layer = |fragment: &Fragment| Layer {
+            origin: Origin::Fragment(fragment.place.clone()),
+            values: fragment.values.clone(),
+        };
+        let built_in = Layer {
+            origin: Origin::BuiltIn,
+            values: Config::defaults(),
+        };
+        Self(
+            std::iter::once(built_in)
+                .chain(fragments.iter().map(layer))
+                .collect(),
+        )
+        .with_preset()
+    }
+
+    /// Adds the layer of the preset that the others name.
+    fn with_preset(mut self) -> Result<Self> {
+        if let Some(preset) = self.preset().map_err(|error| self.locate(error))? {
+            self.0.insert(
                 1,
                 Layer {
                     origin: Origin::Preset(preset),
@@ -58,7 +85,7 @@ impl Layers {
                 },
             );
         }
-        Ok(layers)
+        Ok(self)
     }
 
     fn preset(&self) -> Result<Option<Preset>> {
@@ -94,22 +121,23 @@ impl Layers {
         let place = match layer.map(|layer| (&layer.origin, depth(layer))) {
             Some((Origin::File(document), depth)) if depth > 0 => document.place(&place),
             Some((Origin::CommandLine, depth)) if depth > 0 => format!("command line: {place}"),
+            Some((Origin::Fragment(fragment), depth)) if depth > 0 => format!("{fragment}.{place}"),
             Some((Origin::Preset(preset), depth)) if depth > 0 => {
                 format!("preset {}: {place}", preset.name())
             }
-            _ => match self.file() {
-                Some(file) => format!("{}: {place}", file.display()),
-                None => place,
-            },
+            _ => self.anywhere(place),
         };
         Error::BadInput { place, what, remedy }
     }
 
-    fn file(&self) -> Option<&PathBuf> {
-        self.0.iter().find_map(|layer| match &layer.origin {
-            Origin::File(document) => Some(&document.path),
+    /// The place of a key that no layer has: in the file, or in the first part of another file.
+    fn anywhere(&self, place: String) -> String {
+        let named = self.0.iter().find_map(|layer| match &layer.origin {
+            Origin::File(document) => Some(format!("{}: {place}", document.path.display())),
+            Origin::Fragment(fragment) => Some(format!("{fragment}.{place}")),
             _ => None,
-        })
+        });
+        named.unwrap_or(place)
     }
 }
 
@@ -146,12 +174,42 @@ fn parse_assignment(text: &str) -> Result<Value> {
         .ok_or_else(|| malformed("holds no =".into()))?;
     let value =
         serde_yaml::from_str(value).map_err(|error| malformed(format!("has no YAML value: {error}")))?;
+    nested(path, value).ok_or_else(|| malformed("has an empty key".into()))
+}
+
+/// `value` below the keys of the dotted `path`; none if one of them is empty.
+fn nested(path: &str, value: Value) -> Option<Value> {
     path.split('.')
         .rev()
         .try_fold(value, |value, key| match key.trim() {
-            "" => Err(malformed("has an empty key".into())),
-            key => Ok(Value::Mapping(Mapping::from_iter([(key.into(), value)]))),
+            "" => None,
+            key => Some(Value::Mapping(Mapping::from_iter([(key.into(), value)]))),
         })
+}
+
+impl Fragment {
+    /// Assignments to dotted paths, as `--set` makes them.
+    ///
+    /// # Errors
+    /// A path has an empty key.
+    pub fn of_assignments<'a>(
+        place: String,
+        assignments: impl IntoIterator<Item = (&'a String, &'a Value)>,
+    ) -> Result<Self> {
+        let mut values = Value::Mapping(Mapping::new());
+        for (path, value) in assignments {
+            let nested = nested(path, value.clone()).ok_or_else(|| {
+                let remedy = "Write path.to.key, such as optimizer.lr.";
+                Error::bad(
+                    &place,
+                    format!("holds the path {path:?}, which has an empty key"),
+                    remedy,
+                )
+            })?;
+            overlay(&mut values, nested, None);
+        }
+        Ok(Self { place, values })
+    }
 }
 
 /// Lays `over` onto `base`. A section that is there but empty, as when all its lines are comments, changes nothing.

@@ -93,7 +93,17 @@ pub struct Sources {
     pub set: Vec<String>,
 }
 
-/// A configuration that is complete and checked: the only way to get one is [`TrainPlan::resolve`].
+/// Part of a configuration that stands in another file, such as a method of an ablation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fragment {
+    /// Its place there; complaints about its keys begin with it.
+    pub place: String,
+    /// Keys and values as in a configuration file.
+    pub values: Value,
+}
+
+/// A configuration that is complete and checked: the only ways to get one are [`TrainPlan::resolve`] and
+/// [`TrainPlan::of_fragments`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainPlan(Config);
 
@@ -115,6 +125,16 @@ impl TrainPlan {
         Self::from_value(&layers.merged()).map_err(|error| layers.locate(error))
     }
 
+    /// Merges and checks fragments, the weakest first. A preset that one of them names fills what none of them says; that of the
+    /// last one holds.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the place of the fragment that set it.
+    pub fn of_fragments(fragments: &[Fragment]) -> Result<Self> {
+        let layers = Layers::of_fragments(fragments)?;
+        Self::from_value(&layers.merged()).map_err(|error| layers.locate(error))
+    }
+
     fn from_value(value: &Value) -> Result<Self> {
         let example = "Compare with the files in examples/.";
         let mut config: Config = yaml::deserialize(value, &schema::SCHEMA, example)?;
@@ -131,6 +151,11 @@ impl TrainPlan {
     /// What determines the trained weights, for comparing runs.
     pub fn identity(&self) -> ConfigIdentity {
         ConfigIdentity::of(&self.0)
+    }
+
+    /// What determines the trained weights and all that the run measures and draws on its way.
+    pub fn reported_identity(&self) -> ConfigIdentity {
+        ConfigIdentity::of_report(&self.0)
     }
 }
 

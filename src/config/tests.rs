@@ -395,6 +395,21 @@ fn runs_are_the_same_when_only_reports_and_machines_differ() {
     );
     assert_eq!(base.hash(), reported.identity().hash());
     assert!(base.differences(&reported.identity()).is_empty());
+    // What is measured and drawn on the way, and how many steps there are of a constant rate, is part of a report.
+    let report = |set: &[&str]| plan("preset: stable-ema\n", set).reported_identity().hash();
+    for set in [
+        "train.eval_every=1",
+        "guard.action=rollback",
+        "samples.prompts=[a]",
+        "train.steps=7",
+    ] {
+        let constant = "optimizer.schedule.kind=constant";
+        assert_ne!(report(&[constant]), report(&[constant, set]), "{set}");
+    }
+    assert_eq!(
+        report(&[]),
+        report(&["train.keep=9", "runtime.threads=1", "model=elsewhere"])
+    );
 
     let other = plan(
         "preset: stable-ema\n",

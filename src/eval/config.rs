@@ -217,6 +217,11 @@ pub fn json_schema() -> String {
     text
 }
 
+/// Whether an evaluation file has this key at its top.
+pub(crate) fn is_key(name: &str) -> bool {
+    SCHEMA.root().property(name).is_some()
+}
+
 impl EvalConfig {
     /// An evaluation of nothing, to be filled from the command line.
     pub fn empty() -> Self {
@@ -372,30 +377,32 @@ fn plan_models(configs: &[ModelConfig]) -> Result<Vec<ModelPlan>> {
     let mut names = HashSet::new();
     let mut models = Vec::with_capacity(configs.len());
     for (index, config) in configs.iter().enumerate() {
-        let place = format!("models[{index}].name");
         let name = &config.name;
-        let is_plain = |c: char| c.is_alphanumeric() || "._-".contains(c);
-        if name.is_empty() || name.starts_with('.') || !name.chars().all(is_plain) {
-            let what = format!("is {name:?}, which cannot be the name of a folder");
-            return Err(Error::bad(
-                place,
-                what,
-                "Use letters, digits, dots, dashes and underscores.",
-            ));
-        }
-        if !names.insert(name) {
-            return Err(Error::bad(
-                place,
-                format!("is {name} again"),
-                "Give each model a name of its own.",
-            ));
-        }
+        check_name(&format!("models[{index}].name"), name, &mut names)?;
         models.push(ModelPlan {
             name: name.clone(),
             source: image_source(index, config)?,
         });
     }
     Ok(models)
+}
+
+/// Refuses a name that cannot be that of a folder, or that was there before.
+pub(crate) fn check_name<'a>(place: &str, name: &'a str, names: &mut HashSet<&'a str>) -> Result<()> {
+    let is_plain = |c: char| c.is_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(is_plain) {
+        let what = format!("is {name:?}, which cannot be the name of a folder");
+        let remedy = "Use letters, digits, dots, dashes and underscores.";
+        return Err(Error::bad(place, what, remedy));
+    }
+    match names.insert(name) {
+        true => Ok(()),
+        false => Err(Error::bad(
+            place,
+            format!("is {name} again"),
+            "Give each a name of its own.",
+        )),
+    }
 }
 
 fn image_source(index: usize, config: &ModelConfig) -> Result<ImageSource> {

@@ -50,6 +50,19 @@ pub struct EvalOptions<'a> {
 /// A model or a reward cannot be loaded; pictures and prompts do not pair up; the disk is full; or
 /// [`Error::Interrupted`]. After the last two the same call goes on where it stopped.
 pub fn run(plan: &EvalPlan, output: &Path, options: &EvalOptions) -> Result<Results> {
+    let (manifest, scored) = measure(plan, output, options)?;
+    finish(&manifest, &scored, output)
+}
+
+/// Makes and scores the images of all models in `output`, as far as that was not done yet.
+///
+/// # Errors
+/// As [`run`].
+pub fn measure(
+    plan: &EvalPlan,
+    output: &Path,
+    options: &EvalOptions,
+) -> Result<(Manifest, Vec<ModelScores>)> {
     let session = SessionOptions {
         ep: plan.runtime.ep,
         threads: plan.runtime.threads,
@@ -86,7 +99,7 @@ pub fn run(plan: &EvalPlan, output: &Path, options: &EvalOptions) -> Result<Resu
             sets: metrics,
         });
     }
-    finish(&manifest, &scored, output)
+    Ok((manifest, scored))
 }
 
 /// Computes results and writes them with the manifest and the tables.

@@ -2,6 +2,7 @@
 
 use super::results::{Comparison, ModelResult, Rate, Results};
 use crate::stats::Interval;
+use crate::table::estimate::{self, digits_for, with_error, with_interval};
 use crate::table::{Cell, Column, Format, Table};
 
 /// The results in a format: for people a table of scores and one of win rates, and a table of scores for each group; as
@@ -112,7 +113,7 @@ fn win_rates(results: &Results) -> Table {
                 count.ties.into(),
                 count.losses.into(),
                 percent(*win_rate).into(),
-                with_interval(difference.value, difference.interval, digits, true).into(),
+                with_interval(difference.value, ends(difference.interval), digits, true).into(),
             ]);
         }
     }
@@ -203,33 +204,13 @@ fn mean(models: &[ModelResult], model: &ModelResult, reward: &str) -> Cell {
         .iter()
         .filter_map(|model| model.rewards.get(reward)?.summary.standard_error);
     let digits = digits_for(errors.fold(0.0, f64::max));
-    let mean = result.summary.mean;
-    match result.summary.standard_error {
-        Some(error) => format!("{mean:.digits$} ± {error:.digits$}").into(),
-        None => format!("{mean:.digits$}").into(),
-    }
+    with_error(result.summary.mean, result.summary.standard_error, digits).into()
 }
 
 fn percent(rate: Rate) -> String {
-    let Interval { low, high } = rate.interval;
-    let interval = Interval {
-        low: 100.0 * low,
-        high: 100.0 * high,
-    };
-    with_interval(100.0 * rate.value, interval, 1, false)
+    estimate::percent(rate.value, ends(rate.interval))
 }
 
-fn with_interval(value: f64, Interval { low, high }: Interval, digits: usize, signed: bool) -> String {
-    match signed {
-        true => format!("{value:+.digits$} [{low:+.digits$}, {high:+.digits$}]"),
-        false => format!("{value:.digits$} [{low:.digits$}, {high:.digits$}]"),
-    }
-}
-
-/// Digits behind the point that show two digits of an error.
-fn digits_for(error: f64) -> usize {
-    match error > 0.0 {
-        true => (1.0 - error.log10().floor()).clamp(0.0, 6.0) as usize,
-        false => 3,
-    }
+fn ends(interval: Interval) -> (f64, f64) {
+    (interval.low, interval.high)
 }

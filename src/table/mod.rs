@@ -4,6 +4,7 @@
 //! programs (CSV, JSON, parquet) get the shortest number that reads back as the same one.
 
 mod csv;
+pub mod estimate;
 mod json;
 mod latex;
 mod markdown;

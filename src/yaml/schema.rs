@@ -211,7 +211,9 @@ impl<'a> Node<'a> {
                     "Give a name as key.",
                 ));
             };
-            match self.here["properties"].get(key) {
+            // Where any key may stand, as in a map, one description holds for all values.
+            let any_key = Some(&self.here["additionalProperties"]).filter(|node| node.is_object());
+            match self.here["properties"].get(key).or(any_key) {
                 Some(node) => self.at(node).check(value, &join(path, key))?,
                 None => return Err(self.unknown_key(key, &join(path, key))),
             }

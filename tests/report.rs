@@ -252,7 +252,7 @@ fn a_folder_that_is_neither_gets_one_clear_error() {
     for (folder, complaint) in [
         (
             "empty",
-            "empty: holds neither a training run (metrics.jsonl) nor an evaluation (results.json). Give",
+            "empty: holds no training run (metrics.jsonl), no evaluation (results.json) and no ablation (ablation.json). Give",
         ),
         ("nowhere", "nowhere: is not a folder. Give"),
     ] {

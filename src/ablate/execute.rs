@@ -94,7 +94,9 @@ impl<'a> Executor<'a> {
         let began = Instant::now();
         let folder = self.folder(run)?;
         let outcome = match training::train(&run.training, &folder, self.options) {
-            Err(Error::Diverged(reason)) => Outcome::Failed { reason },
+            Err(Error::Diverged(said)) => Outcome::Failed {
+                reason: first_sentence(&said),
+            },
             Err(error) => return Err(error),
             Ok(trained) => {
                 let adapter = AdapterRef {
@@ -238,6 +240,11 @@ fn stopped(error: Error, what: &str) -> Error {
         }
         other => other,
     }
+}
+
+/// What happened; the advice behind it is for people who train a single run.
+fn first_sentence(text: &str) -> String {
+    text.split(". ").next().unwrap_or(text).to_owned()
 }
 
 fn seconds(began: Instant) -> f64 {

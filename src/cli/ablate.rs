@@ -8,6 +8,7 @@ use ortdpo::ablate::plan::{AblationPlan, Run};
 use ortdpo::ablate::results::Results;
 use ortdpo::ablate::{self, AblateOptions, Progress, State, config, tables};
 use ortdpo::progress::Console;
+use ortdpo::report::{self, ReportOptions};
 use ortdpo::runtime::{self, RuntimeOptions};
 use ortdpo::table::Format;
 use ortdpo::{Error, Result};
@@ -91,7 +92,11 @@ impl Ablate {
         ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))
             .map_err(|e| Error::Runtime(format!("cannot listen for Ctrl-C: {e}")))?;
         let results = ablate::run(&plan, &folder, &options)?;
-        console.say(&format!("{}: rows, results, tables and runs", folder.display()));
+        write_report(&folder)?;
+        console.say(&format!(
+            "{}: rows, tables, report.html and runs",
+            folder.display()
+        ));
         output::line(tables::render(&results, self.format))?;
         failures(&results)
     }
@@ -125,6 +130,22 @@ fn list(plan: &AblationPlan, folder: &Path, options: &AblateOptions) -> Result<(
             "{waiting} more when their hyperparameters are chosen; all candidates of a method under a strategy are tried first"
         )),
     }
+}
+
+/// The page about the ablation, and its plots as files.
+fn write_report(folder: &Path) -> Result<()> {
+    let name = folder
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let options = ReportOptions {
+        title: format!("Ablation {name}"),
+        ..ReportOptions::default()
+    };
+    let report = report::build(&[folder.to_path_buf()], &options)?;
+    report.write(&folder.join("report.html"))?;
+    report.write_plots(&folder.join("plots"))
 }
 
 /// The error of an ablation of which runs diverged.

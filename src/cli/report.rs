@@ -1,4 +1,4 @@
-//! `ortdpo report`: a page about runs and evaluations.
+//! `ortdpo report`: a page about runs, evaluations and ablations.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ Examples:
   ortdpo report runs/demo eval/demo -o report.html --svg plots
                                                       with images and scores; plots as files too";
 
-/// Write one HTML file about training runs and evaluations
+/// Write one HTML file about training runs, evaluations and ablations
 ///
 /// The file holds everything it shows and opens without a network: curves, timestep bins, reference drift, settings,
 /// tables, and images side by side with their scores. Several runs share their charts.

@@ -1,14 +1,16 @@
-//! One HTML file that shows training runs and evaluations, and the same plots as SVG files.
+//! One HTML file that shows training runs, evaluations and ablations, and the same plots as SVG files.
 //!
 //! ```text
 //! run folder:  metrics.jsonl, summary.json, manifest.json, config.yaml ──run──► curves, bins, settings ─┐
 //! evaluation:  results.json, models/*/{images,scores}.jsonl, *.png ──evaluation──► tables, gallery ─────┤
+//! ablation:    ablation.json, config.yaml ──ablation──► tables, gains, curves over training ────────────┤
 //!                                                          page ◄── sections ◄──────────────────────────┘
 //! ```
 //!
 //! The file refers to nothing outside itself: styles, script and images are in it, and its content security policy
 //! forbids anything else. What comes from prompts and files is text to it, never markup ([`html`]).
 
+mod ablation;
 mod bins;
 mod curves;
 mod evaluation;
@@ -30,6 +32,7 @@ use std::path::{Path, PathBuf};
 use crate::fsutil::write_atomically;
 use crate::plot::Figure;
 use crate::{Error, Result};
+use ablation::Ablation;
 use evaluation::Evaluation;
 use html::Section;
 use run::Run;
@@ -70,27 +73,32 @@ pub struct Report {
 
 /// A folder that can be reported on.
 enum Source {
+    Ablation(Ablation),
     Run(Run),
     Evaluation(Evaluation),
 }
 
-/// Reads run and evaluation folders and lays them out. Several runs share their charts.
+/// Reads the folders of runs, evaluations and ablations and lays them out. Several runs share their charts.
 ///
 /// # Errors
-/// A folder holds neither a run nor an evaluation, or what it holds cannot be read.
+/// A folder holds no run, evaluation or ablation, or what it holds cannot be read.
 pub fn build(folders: &[PathBuf], options: &ReportOptions) -> Result<Report> {
+    let mut ablations = Vec::new();
     let mut runs = Vec::new();
     let mut evaluations = Vec::new();
     for (folder, name) in folders.iter().zip(names(folders)) {
         match open(folder, name)? {
+            Source::Ablation(ablation) => ablations.push(ablation),
             Source::Run(run) => runs.push(run),
             Source::Evaluation(evaluation) => evaluations.push(evaluation),
         }
     }
     let mut sections = Vec::new();
     sections.extend(overview::section(&runs));
+    sections.extend(ablations.iter().flat_map(Ablation::sections));
     let mut images = 0;
     let mut notes: Vec<String> = runs.iter().flat_map(|run| run.notes.clone()).collect();
+    notes.extend(ablations.iter().flat_map(Ablation::notes));
     notes.extend(evaluations.iter().flat_map(|evaluation| evaluation.notes.clone()));
     for evaluation in &evaluations {
         let gallery = gallery::section(evaluation, options)?;
@@ -112,6 +120,9 @@ pub fn build(folders: &[PathBuf], options: &ReportOptions) -> Result<Report> {
 }
 
 fn open(folder: &Path, name: String) -> Result<Source> {
+    if Ablation::is_at(folder) {
+        return Ablation::read(folder, name).map(Source::Ablation);
+    }
     if Run::is_at(folder) {
         return Run::read(folder, name).map(Source::Run);
     }
@@ -119,13 +130,15 @@ fn open(folder: &Path, name: String) -> Result<Source> {
         return Evaluation::read(folder, name).map(Source::Evaluation);
     }
     let what = match folder.is_dir() {
-        true => "holds neither a training run (metrics.jsonl) nor an evaluation (results.json)",
+        true => {
+            "holds no training run (metrics.jsonl), no evaluation (results.json) and no ablation (ablation.json)"
+        }
         false => "is not a folder",
     };
     Err(Error::bad(
         folder.display().to_string(),
         what,
-        "Give the --output folder of `ortdpo train` or of `ortdpo eval`.",
+        "Give the --output folder of `ortdpo train`, `ortdpo eval` or `ortdpo ablate`.",
     ))
 }
 

@@ -106,7 +106,7 @@ fn names<'a>(all: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
 }
 
 /// A mean to the digits that its standard error leaves meaning to.
-fn with_error(mean: f64, error: Option<f64>) -> String {
+pub(super) fn with_error(mean: f64, error: Option<f64>) -> String {
     match error.filter(|error| error.is_finite() && *error > 0.0) {
         Some(error) => {
             let digits = digits_of(error);
@@ -125,7 +125,7 @@ fn digits_of(error: f64) -> usize {
 }
 
 /// A difference to the digits that its interval leaves meaning to.
-fn difference_of(rate: Rate) -> String {
+pub(super) fn difference_of(rate: Rate) -> String {
     match rate.interval {
         // The interval is about four standard errors wide.
         Some(interval) => {
@@ -169,11 +169,11 @@ fn comparisons(results: &Results) -> Vec<Vec<Cell>> {
     rows
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
-fn with_interval(rate: Rate, show: impl Fn(f64) -> String) -> String {
+pub(super) fn with_interval(rate: Rate, show: impl Fn(f64) -> String) -> String {
     match rate.interval {
         Some(interval) => format!(
             "{} [{}, {}]",
@@ -186,7 +186,7 @@ fn with_interval(rate: Rate, show: impl Fn(f64) -> String) -> String {
 }
 
 /// An estimate drawn; `model` gives the colour.
-fn interval_row(label: String, model: usize, rate: Rate, factor: f64) -> IntervalRow {
+pub(super) fn interval_row(label: String, model: usize, rate: Rate, factor: f64) -> IntervalRow {
     IntervalRow {
         label,
         value: factor * rate.value,

@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 
 use common::train::paragraph;
 use common::{ortdpo, stderr, stdout};
-use numbers::{mean, numbers_are_those_of_the_rows, scores, tables_come_from_the_rows_alone};
+use numbers::{
+    mean, numbers_are_those_of_the_rows, scores, tables_come_from_the_rows_alone,
+    the_report_shows_the_numbers,
+};
 use serde_json::Value;
 use workspace::{METHODS, STRATEGIES, Workspace, repository};
 
@@ -128,6 +131,7 @@ fn whatever_stops_it_nothing_is_done_twice() {
         "earlier runs were touched"
     );
     numbers_are_those_of_the_rows(&whole);
+    the_report_shows_the_numbers(&whole);
     tables_come_from_the_rows_alone(&whole);
 }
 

@@ -89,6 +89,28 @@ pub fn numbers_are_those_of_the_rows(workspace: &Workspace) {
     }
 }
 
+/// The page that an ablation leaves, and its plots.
+pub fn the_report_shows_the_numbers(workspace: &Workspace) {
+    let page = fs::read_to_string(workspace.path("out/report.html")).unwrap();
+    let gain = &workspace.results()["arms"][1]["rewards"]["clip"]["against_baseline"];
+    let rate = gain["win_rate"]["value"].as_f64().unwrap();
+    for part in [
+        "Ablation out",
+        "dpo + ema",
+        "Gain over plain by aesthetic",
+        "dpo: acc_init",
+        &format!("{:.1} % [", 100.0 * rate),
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    for plot in ["gain-over-plain-by-clip", "dpo-margin-init"] {
+        assert!(
+            workspace.path(&format!("out/plots/{plot}.svg")).is_file(),
+            "{plot}"
+        );
+    }
+}
+
 /// The rows as somebody might find them in a repository, without the folder they were made in.
 pub fn tables_come_from_the_rows_alone(workspace: &Workspace) {
     let printed = stdout(&workspace.ran(&["--format", "markdown"]));

@@ -21,6 +21,7 @@ fn derivation(criterion: &mut Criterion) {
             let lora = Trainables::lora(denoiser, &targets, 8, 8.0).expect("the targets match layers");
             let shape = StepShape {
                 pairs: 1,
+                guidance: None,
                 whole_batch: true,
                 derive: Default::default(),
             };

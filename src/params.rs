@@ -223,6 +223,18 @@ impl ParamSet {
 
     /// Reads what [`ParamSet::save`] wrote. Tensors that are not those of `layout` are an error.
     pub fn load(path: &Path, layout: &Arc<Layout>) -> Result<Self> {
+        Self::read(path, Some(layout))
+    }
+
+    /// Reads what [`ParamSet::save`] wrote, whatever its tensors are.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not one of 32-bit floats.
+    pub fn load_any(path: &Path) -> Result<Self> {
+        Self::read(path, None)
+    }
+
+    fn read(path: &Path, wanted: Option<&Arc<Layout>>) -> Result<Self> {
         let broken = |what: String| {
             Error::bad(
                 path.display().to_string(),
@@ -238,13 +250,14 @@ impl ParamSet {
                 .iter()
                 .map(|(name, info)| (name.clone(), info.shape.clone())),
         )?;
-        if let Some(difference) = layout.difference(&stored) {
+        if let Some(difference) = wanted.and_then(|layout| layout.difference(&stored)) {
             return Err(Error::bad(
                 path.display().to_string(),
                 format!("does not fit the model: {difference}"),
                 "Use the checkpoint of this model and adapter configuration.",
             ));
         }
+        let layout = wanted.unwrap_or(&stored);
         if let Some((name, info)) = offsets.iter().find(|(_, info)| info.dtype != Dtype::F32) {
             return Err(broken(format!(
                 "holds {name:?} as {:?} instead of F32",

@@ -59,6 +59,14 @@ pub enum Purpose {
     ImageStart = 11,
     /// The noise that a sampler adds to a generated image on its way, call by call.
     ImageSteps = 12,
+    /// The order in which rollouts take prompts.
+    PromptOrder = 13,
+    /// Which steps of a round of rollouts are learnt from, and in which order.
+    BufferOrder = 14,
+    /// Noise of the steps that are tried from one noisy image; keyed by prompt and image.
+    Candidates = 15,
+    /// Which steps a value network is fitted to.
+    ValueBatch = 16,
     /// Which observations a bootstrap draws; keyed by the statistic's name.
     Bootstrap = 20,
     /// Which image of a pair a rater of the Bradley-Terry model prefers; keyed by the pair.
@@ -154,7 +162,7 @@ mod tests {
 
     use super::*;
 
-    const PURPOSES: [Purpose; 17] = [
+    const PURPOSES: [Purpose; 21] = [
         Purpose::Noise,
         Purpose::Timestep,
         Purpose::Latent,
@@ -168,6 +176,10 @@ mod tests {
         Purpose::Tie,
         Purpose::ImageStart,
         Purpose::ImageSteps,
+        Purpose::PromptOrder,
+        Purpose::BufferOrder,
+        Purpose::Candidates,
+        Purpose::ValueBatch,
         Purpose::Bootstrap,
         Purpose::Rater,
         Purpose::Split,

@@ -179,6 +179,7 @@ fn the_step_derives_without_a_weight_being_read() {
         let dpo = Dpo::default();
         let shape = StepShape {
             pairs: 1,
+            guidance: None,
             whole_batch: true,
             derive: Default::default(),
         };

@@ -166,6 +166,19 @@ fn reference_is_as_computed(run: &Path, rule: Rule, anchor: Anchor, what: &str) 
     }
 }
 
+/// What online objectives make: enough for a step a round, with guidance in every second run.
+fn rollouts(run: usize) -> [String; 2] {
+    let reward = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-rewards/clip");
+    [
+        format!(
+            "rollout={{steps: 3, images_per_prompt: 2, guidance: {}, reward: {}}}",
+            1 + run % 2,
+            reward.display()
+        ),
+        "buffer={prompts: 2, steps_per_image: 2}".to_owned(),
+    ]
+}
+
 /// Trains `objective` under every reference rule, with another timestep rule each.
 fn under_every_rule(index: usize, objective: &str) {
     let workspace = Workspace::new();
@@ -184,14 +197,15 @@ fn under_every_rule(index: usize, objective: &str) {
             format!("timestep={timestep}"),
             train,
         ];
-        let set: Vec<&str> = set.iter().map(String::as_str).collect();
+        let rollouts = rollouts(j);
+        let set: Vec<&str> = set.iter().chain(&rollouts).map(String::as_str).collect();
         let run = workspace.trained(&format!("run-{j}"), &set);
         let what = format!("{objective}, {reference}, {timestep}");
         reference_is_as_computed(&run, rule, anchor, &what);
         let lines = metrics(&run);
         assert_eq!(lines.len(), STEPS, "{what}");
         assert!(
-            lines.iter().all(|l| l["loss"].is_f64() && l["margin"].is_f64()),
+            lines.iter().all(|l| l["loss"].is_f64() && l["ref_e_w"].is_f64()),
             "{what}"
         );
         fs::remove_dir_all(run).unwrap();
@@ -246,4 +260,29 @@ fn linear_dpo() {
 #[test]
 fn smpo() {
     under_every_rule(9, "{kind: smpo}");
+}
+
+#[test]
+fn online_dpo() {
+    under_every_rule(10, "{kind: online_dpo, safeguard: {mu: 0.9}}");
+}
+
+#[test]
+fn ddpo() {
+    under_every_rule(11, "{kind: ddpo, kl: 0.5, clip: 0.2}");
+}
+
+#[test]
+fn d3po() {
+    under_every_rule(12, "{kind: d3po}");
+}
+
+#[test]
+fn dpok() {
+    under_every_rule(13, "{kind: dpok, clip: 0.2}");
+}
+
+#[test]
+fn spo() {
+    under_every_rule(14, "{kind: spo, candidates: 2, skip: 1}");
 }

@@ -10,6 +10,7 @@ use ortdpo::config::optimizer::OptimizerConfig;
 use ortdpo::config::reference::ReferenceConfig;
 use ortdpo::config::timestep::{TimestepConfig, WeightingConfig};
 use ortdpo::diffusion::{NoiseSchedule, Timestep};
+use ortdpo::objective::{Sampled, Trajectory};
 use ortdpo::onnx::{Graph, TensorType, write};
 use ortdpo::optim::{AdamW, Follow, Gradient, Term};
 use ortdpo::params::{Layout, ParamSet};
@@ -26,7 +27,7 @@ const SIZE: usize = 6;
 const WEIGHTS: usize = 5;
 const STEPS: u64 = 4;
 
-const OBJECTIVES: [&str; 11] = [
+const OBJECTIVES: [&str; 15] = [
     "{kind: dpo, beta: 20}",
     "{kind: dpo, beta: 20, label_smoothing: 0.2, robust: true}",
     "{kind: dpo, beta: 20, safeguard: {mu: 0.5}}",
@@ -38,6 +39,10 @@ const OBJECTIVES: [&str; 11] = [
     "{kind: dmpo, beta: 20}",
     "{kind: linear_dpo, beta: 20}",
     "{kind: smpo, beta: 5, score_range: 1}",
+    "{kind: d3po, beta: 5}",
+    "{kind: spo}",
+    "{kind: ddpo, clip: 0.5, kl: 0.5}",
+    "{kind: dpok, clip: 0.5, reward_weight: 10}",
 ];
 const REFERENCES: [&str; 9] = [
     "{}",
@@ -82,6 +87,15 @@ impl Head {
         let errors = g.add_input("errors", TensorType::new(DType::F32, [2 * PAIRS]));
         let [gap, weight, reward_scale, label] = ["gap", "weight", "scale", "label"]
             .map(|name| g.add_input(name, TensorType::new(DType::F32, [PAIRS])));
+        // As denoising steps: precisions, errors of the policy that took them, advantages.
+        let mut numbers = |values: [f64; PAIRS]| g.float_tensor(DType::F32, &[PAIRS], &values);
+        let trajectory = Trajectory {
+            precision: numbers([0.25, 0.3, 0.2]),
+            sampled: Some(Sampled {
+                errors: numbers([0.1, 0.08, 0.12]),
+                advantage: numbers([1.2, -0.7, 0.3]),
+            }),
+        };
         let inputs = HeadInputs {
             prediction,
             target,
@@ -91,6 +105,7 @@ impl Head {
             weight,
             reward_scale,
             label,
+            trajectory: Some(trajectory),
             batch_means: None,
         };
         let head = head(&mut g, objective.objective(), PAIRS, &inputs).unwrap();

@@ -7,6 +7,7 @@ use common::fixtures;
 use ndarray::ArrayD;
 use ortdpo::autodiff::gradients;
 use ortdpo::config::objective::ObjectiveConfig;
+use ortdpo::objective::{Sampled, Trajectory};
 use ortdpo::onnx::{Graph, TensorType, ValueId, write};
 use ortdpo::runtime::{Session, SessionOptions};
 use ortdpo::tensor::{DType, Tensor};
@@ -22,6 +23,9 @@ struct Recorded {
     weight: Vec<f64>,
     reward_scale: Vec<f64>,
     score_gap: Vec<f64>,
+    precision: Vec<f64>,
+    old_errors: Vec<f64>,
+    advantage: Vec<f64>,
     cases: Vec<Case>,
 }
 
@@ -100,6 +104,9 @@ impl Batch<'_> {
             ("weight", self.vector(&self.all.weight)),
             ("reward_scale", self.vector(&self.all.reward_scale)),
             ("label", self.vector(&self.case.label)),
+            ("precision", self.vector(&self.all.precision)),
+            ("old_errors", self.vector(&self.all.old_errors)),
+            ("advantage", self.vector(&self.all.advantage)),
         ]
     }
 
@@ -109,18 +116,37 @@ impl Batch<'_> {
             .iter()
             .map(|(name, t)| graph.add_input(name, TensorType::new(DType::F64, t.shape())))
             .collect();
-        let [prediction, target, errors, reference, gap, weight, scale, label] = ids[..] else {
-            unreachable!()
-        };
-        HeadInputs {
+        let [
             prediction,
             target,
-            reference_errors: Some(errors),
-            reference_prediction: Some(reference),
-            score_gap: Some(gap),
+            errors,
+            reference,
+            gap,
             weight,
-            reward_scale: scale,
+            scale,
             label,
+            steps @ ..,
+        ] = &ids[..]
+        else {
+            unreachable!()
+        };
+        let trajectory = Trajectory {
+            precision: steps[0],
+            sampled: Some(Sampled {
+                errors: steps[1],
+                advantage: steps[2],
+            }),
+        };
+        HeadInputs {
+            prediction: *prediction,
+            target: *target,
+            reference_errors: Some(*errors),
+            reference_prediction: Some(*reference),
+            score_gap: Some(*gap),
+            weight: *weight,
+            reward_scale: *scale,
+            label: *label,
+            trajectory: Some(trajectory),
             batch_means: None,
         }
     }

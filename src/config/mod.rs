@@ -16,6 +16,7 @@ pub mod objective;
 pub mod optimizer;
 mod preset;
 pub mod reference;
+pub mod rollout;
 pub mod runtime;
 pub mod samples;
 mod schema;
@@ -36,6 +37,7 @@ pub use preset::Preset;
 pub use schema::for_editors as json_schema;
 
 use self::layers::Layers;
+use crate::objective::Experience;
 use crate::{Error, Result, yaml};
 
 /// Everything a training run is told.
@@ -65,6 +67,12 @@ pub struct Config {
     /// Where timesteps are sampled and how they are weighed.
     #[serde(default)]
     pub timestep: timestep::TimestepConfig,
+    /// How online objectives make the images they learn from.
+    #[serde(default)]
+    pub rollout: rollout::RolloutConfig,
+    /// What online objectives learn from a round of images.
+    #[serde(default)]
+    pub buffer: rollout::BufferConfig,
     /// Pictures that are drawn and rated at every evaluation.
     #[serde(default)]
     pub samples: samples::SamplesConfig,
@@ -172,6 +180,8 @@ impl Config {
             ("objective", section::<objective::ObjectiveConfig>()),
             ("reference", section::<reference::ReferenceConfig>()),
             ("timestep", section::<timestep::TimestepConfig>()),
+            ("rollout", section::<rollout::RolloutConfig>()),
+            ("buffer", section::<rollout::BufferConfig>()),
             ("samples", section::<samples::SamplesConfig>()),
             ("optimizer", section::<optimizer::OptimizerConfig>()),
             ("guard", section::<guard::GuardConfig>()),
@@ -200,13 +210,59 @@ impl Config {
         self.objective.objective().check()?;
         self.reference.check()?;
         self.timestep.check()?;
+        self.rollout.check()?;
+        self.buffer.check()?;
         self.samples.check()?;
         self.optimizer.check()?;
         self.guard.check()?;
         self.runtime.check()?;
         self.check_ties()?;
         self.check_keep_best()?;
+        self.check_rollout()?;
         self.check_reference_is_used()
+    }
+
+    /// Guidance scale inside the likelihood of what is trained on; `None` where there is none.
+    pub fn guidance_inside(&self) -> Option<f64> {
+        let is_steps = self.objective.objective().needs().experience.is_steps();
+        (is_steps && self.rollout.guidance > 1.0).then_some(self.rollout.guidance)
+    }
+
+    /// Refuses rollouts that the objective cannot learn from.
+    fn check_rollout(&self) -> Result<()> {
+        let experience = self.objective.objective().needs().experience;
+        let (kind, rollout) = (self.objective.kind(), &self.rollout);
+        require(
+            !experience.is_steps() || rollout.eta > 0.0,
+            "rollout.eta",
+            format!("is 0, but objective {kind} needs steps that have a density"),
+            "Use eta: 1.",
+        )?;
+        let compares = matches!(experience, Experience::Images | Experience::TrajectoryPairs);
+        require(
+            !compares || rollout.images_per_prompt >= 2,
+            "rollout.images_per_prompt",
+            format!("is 1, but objective {kind} compares images of a prompt"),
+            "Use at least 2.",
+        )?;
+        if let Experience::Candidates(candidates) = experience {
+            require(
+                candidates.skip < rollout.steps,
+                "objective.skip",
+                format!(
+                    "is {}, and a trajectory has {} steps",
+                    candidates.skip, rollout.steps
+                ),
+                "Skip fewer steps, or use more of them.",
+            )?;
+            require(
+                rollout.labels.is_none(),
+                "rollout.labels",
+                "rates whole images, but objective spo tries single steps".to_owned(),
+                "Use a reward model, or objective d3po.",
+            )?;
+        }
+        Ok(())
     }
 
     /// Refuses a metric that nothing measures.

@@ -4,7 +4,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::objective::{Dmpo, Dpo, Dspo, Hinge, Ipo, Kto, LinearDpo, Mapo, Objective, Sft, Smpo};
+use crate::objective::{
+    D3po, Ddpo, Dmpo, Dpo, Dpok, Dspo, Hinge, Ipo, Kto, LinearDpo, Mapo, Objective, OnlineDpo, Sft, Smpo, Spo,
+};
 
 /// What is optimised. Another `kind` starts from that method's own defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -30,6 +32,16 @@ pub enum ObjectiveConfig {
     LinearDpo(LinearDpo),
     /// SmPO: DPO with the logit scaled by how clear a scorer finds the preference (Lu et al. 2025).
     Smpo(Smpo),
+    /// Diffusion-DPO on pairs that the policy makes as it learns.
+    OnlineDpo(OnlineDpo),
+    /// DDPO: policy gradient on denoising steps (Black et al. 2023).
+    Ddpo(Ddpo),
+    /// D3PO: DPO on the steps of two images of a prompt (Yang et al. 2024).
+    D3po(D3po),
+    /// DPOK: policy gradient with a value network and a divergence from the reference (Fan et al. 2023).
+    Dpok(Dpok),
+    /// SPO: the best of several steps from one noisy image preferred to the worst (Liang et al. 2024).
+    Spo(Spo),
 }
 
 impl Default for ObjectiveConfig {
@@ -52,6 +64,11 @@ impl ObjectiveConfig {
             Self::Dmpo(_) => "dmpo",
             Self::LinearDpo(_) => "linear_dpo",
             Self::Smpo(_) => "smpo",
+            Self::OnlineDpo(_) => "online_dpo",
+            Self::Ddpo(_) => "ddpo",
+            Self::D3po(_) => "d3po",
+            Self::Dpok(_) => "dpok",
+            Self::Spo(_) => "spo",
         }
     }
 
@@ -68,6 +85,11 @@ impl ObjectiveConfig {
             Self::Dmpo(method) => Box::new(method),
             Self::LinearDpo(method) => Box::new(method),
             Self::Smpo(method) => Box::new(method),
+            Self::OnlineDpo(method) => Box::new(method),
+            Self::Ddpo(method) => Box::new(method),
+            Self::D3po(method) => Box::new(method),
+            Self::Dpok(method) => Box::new(method),
+            Self::Spo(method) => Box::new(method),
         }
     }
 
@@ -84,6 +106,11 @@ impl ObjectiveConfig {
             Self::Dmpo(method) => method,
             Self::LinearDpo(method) => method,
             Self::Smpo(method) => method,
+            Self::OnlineDpo(method) => method,
+            Self::Ddpo(method) => method,
+            Self::D3po(method) => method,
+            Self::Dpok(method) => method,
+            Self::Spo(method) => method,
         }
     }
 }

@@ -167,6 +167,13 @@ impl Dataset {
         warnings
     }
 
+    /// All captions that are not empty, each once, in the order in which they come first.
+    pub fn captions(&self) -> Vec<String> {
+        let all = (0..self.pairs().len()).map(|index| self.caption(index));
+        let unique: indexmap::IndexSet<&str> = all.filter(|caption| !caption.trim().is_empty()).collect();
+        unique.into_iter().map(str::to_owned).collect()
+    }
+
     /// Caption of a pair.
     pub fn caption(&self, index: usize) -> &str {
         &self.table.captions[self.table.pairs[index].caption as usize]

@@ -1,33 +1,48 @@
-//! Objectives on the `denoising` likelihood: small functions of per-sample errors. One file each.
+//! Objectives: small functions of per-sample errors. One file each.
+//!
+//! Those on data sets and on generated images use the `denoising` likelihood, log p = −e. Those on denoising trajectories
+//! use that of a step, log p = −κ·e + c ([`gaussian`](crate::diffusion::sampler::gaussian)): an error, too, with another
+//! target, and with a precision κ.
 //!
 //! An objective knows nothing of how the reference moves or how timesteps are chosen and weighed; those rules work under
 //! every objective that has a reference. Its struct holds the method's own keys, with the published values as defaults,
 //! and is what the configuration's `objective:` section reads.
 
+mod d3po;
+mod ddpo;
 mod dmpo;
 mod dpo;
+mod dpok;
 mod dspo;
 mod hinge;
 mod ipo;
 mod kto;
 mod linear_dpo;
 mod mapo;
+mod online_dpo;
 mod paired;
 mod safeguard;
 mod sft;
 mod smpo;
+mod spo;
+mod steps;
 
+pub use d3po::D3po;
+pub use ddpo::Ddpo;
 pub use dmpo::Dmpo;
 pub use dpo::Dpo;
+pub use dpok::Dpok;
 pub use dspo::{Dspo, DspoForm};
 pub use hinge::Hinge;
 pub use ipo::Ipo;
 pub use kto::{Kto, Utility};
 pub use linear_dpo::LinearDpo;
 pub use mapo::Mapo;
+pub use online_dpo::OnlineDpo;
 pub use safeguard::Safeguard;
 pub use sft::Sft;
 pub use smpo::Smpo;
+pub use spo::Spo;
 
 use crate::onnx::{Graph, ValueId};
 use crate::{Error, Result};
@@ -54,6 +69,27 @@ pub struct Likelihoods {
     /// How surely the preferred sample is preferred, `[P]`: 1, or 0.5 for a tie that is kept. Without pairs: 1 for a
     /// desirable sample, 0 for an undesirable one.
     pub label: ValueId,
+    /// What is known about the samples as steps of trajectories, where they are some.
+    pub trajectory: Option<Trajectory>,
+}
+
+/// Samples that are denoising steps: `x_t` is the sample, and the target what the network would have to predict for the step
+/// that was taken to be the mean.
+#[derive(Debug, Clone, Copy)]
+pub struct Trajectory {
+    /// κ, by which errors become log-probabilities, `[P]`; both samples of a pair are at one timestep.
+    pub precision: ValueId,
+    /// For objectives on single steps that weigh them by how well their image came out.
+    pub sampled: Option<Sampled>,
+}
+
+/// A step as it was when it was taken, and what came of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Sampled {
+    /// Errors of the policy that took the step, `[P]`.
+    pub errors: ValueId,
+    /// How much better than expected the image is, `[P]`.
+    pub advantage: ValueId,
 }
 
 /// Policy and reference compared on the preferred samples.
@@ -88,6 +124,54 @@ pub struct Needs {
     pub scores: bool,
     /// Labels without doubt: the loss has no form for a tie that is kept as half preferred.
     pub winner: bool,
+    /// Where the samples come from.
+    pub experience: Experience,
+}
+
+/// Where an objective's samples come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Experience {
+    /// The pairs of a data set.
+    #[default]
+    Dataset,
+    /// Images that the policy makes as it learns, in pairs by their rewards, noised as those of a data set are.
+    Images,
+    /// Pairs of denoising steps from images of one prompt, by the rewards of the images.
+    TrajectoryPairs,
+    /// Single denoising steps, with the advantage of their image.
+    Trajectories(Baseline),
+    /// Pairs of denoising steps from the same noisy image, by the rewards of what they lead to.
+    Candidates(Candidates),
+}
+
+/// What a reward has to exceed for its advantage to be positive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Baseline {
+    /// The rewards of other images; advantages are in standard deviations.
+    Rewards,
+    /// What a value network expects at the step.
+    Value,
+}
+
+/// Steps that are tried from one noisy image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidates {
+    /// Steps tried each time.
+    pub number: usize,
+    /// Steps of the trajectory, from the noisiest on, that are taken without trying.
+    pub skip: usize,
+}
+
+impl Experience {
+    /// Whether samples are made as the policy learns.
+    pub fn is_online(self) -> bool {
+        self != Self::Dataset
+    }
+
+    /// Whether samples are denoising steps, whose likelihood has the guidance inside.
+    pub fn is_steps(self) -> bool {
+        !matches!(self, Self::Dataset | Self::Images)
+    }
 }
 
 impl Needs {
@@ -98,10 +182,16 @@ impl Needs {
         gap: false,
         scores: false,
         winner: false,
+        experience: Experience::Dataset,
     };
+
+    /// Samples in a batch of `pairs` pairs, or of as many samples without pairs.
+    pub fn samples(&self, pairs: usize) -> usize {
+        if self.pairs { 2 * pairs } else { pairs }
+    }
 }
 
-/// A preference objective on the `denoising` likelihood.
+/// A preference objective.
 pub trait Objective: Send + Sync + std::fmt::Debug {
     /// What it has to be given.
     fn needs(&self) -> Needs;

@@ -51,6 +51,16 @@ impl Samples {
         self.target.resize(end, 0.0);
         schedule.add_noise(t, latent, noise, &mut self.noisy[start..]);
         schedule.target(t, latent, noise, &mut self.target[start..]);
+        self.condition(t, text);
+    }
+
+    /// Adds a row `noisy` (C,H,W flat) at timestep `t`; its target is added apart, if it has one.
+    pub fn push_row(&mut self, noisy: &[f32], t: Timestep, text: &Text) {
+        self.noisy.extend_from_slice(noisy);
+        self.condition(t, text);
+    }
+
+    fn condition(&mut self, t: Timestep, text: &Text) {
         self.timesteps.push(t);
         self.text.extend_from_slice(&text.hidden);
         self.pooled.extend_from_slice(&text.pooled);
@@ -70,24 +80,16 @@ impl Samples {
         }
     }
 
-    /// The samples at `positions`, in that order.
-    pub fn select(&self, positions: impl Iterator<Item = usize>) -> Self {
+    /// The rows at `positions`, in that order, without targets.
+    pub fn rows_at(&self, positions: impl Iterator<Item = usize>) -> Self {
         let (latent, text) = (self.noisy.len() / self.len(), self.text.len() / self.len());
         let pooled = self.pooled.len() / self.len();
+        let part = |values: &[f32], i: usize, size: usize| values[i * size..(i + 1) * size].to_vec();
         let mut chosen = Self::default();
         for i in positions {
-            chosen
-                .noisy
-                .extend_from_slice(&self.noisy[i * latent..(i + 1) * latent]);
-            chosen
-                .target
-                .extend_from_slice(&self.target[i * latent..(i + 1) * latent]);
-            chosen
-                .text
-                .extend_from_slice(&self.text[i * text..(i + 1) * text]);
-            chosen
-                .pooled
-                .extend_from_slice(&self.pooled[i * pooled..(i + 1) * pooled]);
+            chosen.noisy.extend(part(&self.noisy, i, latent));
+            chosen.text.extend(part(&self.text, i, text));
+            chosen.pooled.extend(part(&self.pooled, i, pooled));
             chosen.timesteps.push(self.timesteps[i]);
         }
         chosen

@@ -68,6 +68,7 @@ pub fn run(model: &Model, options: &BenchOptions) -> Result<BenchReport> {
     let engine_options = EngineOptions {
         model,
         geometry: options.geometry,
+        guidance: None,
         pairs: options.pairs,
         whole_batch: true,
         objective: &objective,

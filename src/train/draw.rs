@@ -22,12 +22,42 @@ pub struct DrawnPair {
     pub label: f32,
     /// Score of the preferred image minus that of the rejected one, where the data set has scores.
     pub score_gap: Option<f32>,
-    /// Scaled latents of the preferred and the rejected image, (C,H,W) flat.
-    pub latents: [Vec<f32>; 2],
-    /// Noise, shared by both images, (C,H,W) flat.
-    pub noise: Vec<f32>,
+    /// What the samples are made of.
+    pub content: Content,
     /// Text conditioning; that of the empty prompt where the prompt was dropped.
     pub text: Text,
+}
+
+/// What a pair's samples are made of.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// Images, to be noised alike.
+    Images {
+        /// Scaled latents of the preferred and the rejected image, (C,H,W) flat.
+        latents: [Vec<f32>; 2],
+        /// Noise, shared by both images, (C,H,W) flat.
+        noise: Vec<f32>,
+    },
+    /// Denoising steps, as they were taken.
+    Steps {
+        /// The preferred and the rejected step, or a single one.
+        sides: Vec<StepSample>,
+        /// κ of the steps.
+        precision: f32,
+        /// Error of the policy that took a single step.
+        old_error: f32,
+        /// How much better than expected a single step's image is.
+        advantage: f32,
+    },
+}
+
+/// A denoising step.
+#[derive(Debug, Clone)]
+pub struct StepSample {
+    /// x_t, (C,H,W) flat.
+    pub noisy: Vec<f32>,
+    /// What the guided prediction would have to be for the step to be the mean, (C,H,W) flat.
+    pub target: Vec<f32>,
 }
 
 impl DrawnPair {
@@ -49,8 +79,7 @@ impl DrawnPair {
                 weight: f64::from(pair.weight),
                 label: pair.label,
                 score_gap: pair.score_gap,
-                latents,
-                noise,
+                content: Content::Images { latents, noise },
                 text: Text {
                     hidden: flat(batch.text.index_axis(Axis(0), i).into_dyn()),
                     pooled: flat(batch.pooled.index_axis(Axis(0), i).into_dyn()),

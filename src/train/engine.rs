@@ -18,6 +18,7 @@ use crate::diffusion::Timestep;
 use crate::objective::{Needs, Objective};
 use crate::onnx::{Graph, Model};
 use crate::params::{Layout, ParamSet};
+use crate::pipeline::Guidance;
 use crate::pipeline::denoiser::{self, Geometry, TIME_IDS};
 use crate::pipeline::network::{map_weights, session_over};
 use crate::pipeline::weight_copies;
@@ -31,7 +32,8 @@ use crate::traingraph::{AnchorGraph, BatchGraph, ErrorGraph, Reference, StepGrap
 pub struct Samples {
     /// x_t, `[N,C,H,W]`.
     pub noisy: Vec<f32>,
-    /// What the denoiser should predict, `[N,C,H,W]`.
+    /// What the denoiser should predict, `[N,C,H,W]`; with guidance inside the likelihood, what the guided prediction of the
+    /// second half should be, `[N/2,C,H,W]`.
     pub target: Vec<f32>,
     /// Timestep of each sample.
     pub timesteps: Vec<Timestep>,
@@ -52,6 +54,12 @@ pub struct PairInputs {
     pub label: Vec<f32>,
     /// Score of the preferred sample minus that of the rejected one; empty unless the objective needs it.
     pub score_gap: Vec<f32>,
+    /// κ of each pair's denoising steps; empty unless the samples are such.
+    pub precision: Vec<f32>,
+    /// Errors of the policy that took the steps; empty unless the objective needs them.
+    pub old_errors: Vec<f32>,
+    /// How much better than expected the steps' images are; empty unless the objective needs them.
+    pub advantage: Vec<f32>,
     /// Means of the objective's batch quantities over the whole optimizer batch; empty if a step is all of it.
     pub batch_means: Vec<f32>,
 }
@@ -82,8 +90,10 @@ pub struct StepValues {
 pub struct EngineOptions<'a> {
     /// The UNet.
     pub model: &'a Model,
-    /// Sizes; `samples` are those of a step.
+    /// Sizes; `samples` are the rows of a step.
     pub geometry: Geometry,
+    /// Guidance scale inside the likelihood.
+    pub guidance: Option<f64>,
     /// Pairs of a run.
     pub pairs: usize,
     /// Whether a run is a whole optimizer batch.
@@ -119,6 +129,7 @@ pub struct Engine {
     model_weights: Option<ParamSet>,
     reference: Reference,
     needs: Needs,
+    guidance: Option<Guidance>,
 }
 
 impl Runner {
@@ -165,18 +176,20 @@ impl Runner {
         inputs
     }
 
+    /// Values of latents, one behind the other, as a batch.
+    fn latents<'a>(&self, values: &'a [f32]) -> TensorView<'a> {
+        let [c, h, w] = self.geometry.latent;
+        TensorView::f32(&[values.len() / self.geometry.latent_len(), c, h, w], values)
+    }
+
     /// The samples with their targets as named inputs.
     fn inputs_with_target<'a>(
         &self,
         samples: &'a Samples,
         timesteps: &'a Tensor,
     ) -> Vec<(&'a str, TensorView<'a>)> {
-        let [c, h, w] = self.geometry.latent;
         let mut given = self.inputs(samples, timesteps);
-        given.push((
-            "target",
-            TensorView::f32(&[self.geometry.samples, c, h, w], &samples.target),
-        ));
+        given.push(("target", self.latents(&samples.target)));
         given
     }
 
@@ -194,6 +207,9 @@ impl Runner {
             ("reward_scale", &pairs.reward_scale),
             ("label", &pairs.label),
             ("score_gap", &pairs.score_gap),
+            ("precision", &pairs.precision),
+            ("old_errors", &pairs.old_errors),
+            ("advantage", &pairs.advantage),
             ("batch_means", &pairs.batch_means),
             ("reference_errors", &reference.errors),
         ];
@@ -203,12 +219,7 @@ impl Runner {
             }
         }
         if !reference.predictions.is_empty() {
-            let [c, h, w] = self.geometry.latent;
-            let shape = [self.geometry.samples, c, h, w];
-            given.push((
-                "reference_prediction",
-                TensorView::f32(&shape, &reference.predictions),
-            ));
+            given.push(("reference_prediction", self.latents(&reference.predictions)));
         }
         given
     }
@@ -278,6 +289,7 @@ impl Engine {
         let derive = DeriveOptions { conv_input };
         let shape = StepShape {
             pairs: options.pairs,
+            guidance: options.guidance,
             whole_batch: options.whole_batch,
             derive,
         };
@@ -286,7 +298,7 @@ impl Engine {
         let step = runner(&step.graph, options.geometry)?;
         let batch = match options.whole_batch {
             true => None,
-            false => BatchGraph::build(&graph, &trainables, options.objective, options.pairs)?,
+            false => BatchGraph::build(&graph, &trainables, options.objective, shape)?,
         };
         let batch = batch
             .map(|batch| runner(&batch.graph, options.geometry))
@@ -316,6 +328,7 @@ impl Engine {
             model_weights,
             reference: options.reference,
             needs,
+            guidance: options.guidance.map(Guidance::new),
         })
     }
 
@@ -359,16 +372,51 @@ impl Engine {
         self.errors.values("prediction")
     }
 
+    /// Predictions of `weights` for the samples' rows, `[N,C,H,W]`, whatever their targets.
+    fn rows(&mut self, weights: &ParamSet, samples: &Samples) -> Result<Vec<f32>> {
+        let names = prefixed(&self.layout, POLICY);
+        let timesteps = timestep_tensor(&samples.timesteps, self.errors.timestep_dtype);
+        let mut inputs = self.errors.inputs(samples, &timesteps);
+        let ignored = vec![0.0; samples.noisy.len()];
+        inputs.push(("target", self.errors.latents(&ignored)));
+        inputs.extend(views(&names, weights));
+        self.errors.run(&inputs)?;
+        self.predictions()
+    }
+
+    /// Guided predictions of `weights`, `[N/2,C,H,W]`, and their errors.
+    fn guided(
+        &mut self,
+        guidance: Guidance,
+        weights: &ParamSet,
+        samples: &Samples,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
+        let len = self.geometry().latent_len();
+        let mut negative = self.rows(weights, samples)?;
+        let mut prediction = negative.split_off(negative.len() / 2);
+        guidance.combine(&negative, &mut prediction, len);
+        let errors = prediction
+            .chunks_exact(len)
+            .zip(samples.target.chunks_exact(len))
+            .map(|(prediction, target)| mean_square(prediction, target));
+        Ok((errors.collect(), prediction))
+    }
+
     /// What the loss needs of the reference; nothing where the reference is a branch of the step.
     pub fn reference(&mut self, reference: &ParamSet, samples: &Samples) -> Result<ReferenceValues> {
         if !self.needs.reference || self.reference == Reference::Branch {
             return Ok(ReferenceValues::default());
         }
+        let (errors, predictions) = match self.guidance {
+            Some(guidance) => self.guided(guidance, reference, samples)?,
+            None => (self.errors(reference, samples)?, Vec::new()),
+        };
         Ok(ReferenceValues {
-            errors: self.errors(reference, samples)?,
-            predictions: match self.needs.gap {
-                true => self.predictions()?,
-                false => Vec::new(),
+            errors,
+            predictions: match (self.needs.gap, self.guidance) {
+                (false, _) => Vec::new(),
+                (true, Some(_)) => predictions,
+                (true, None) => self.predictions()?,
             },
         })
     }
@@ -469,6 +517,12 @@ impl Engine {
     pub fn anchor_gradient(&self, name: &str) -> Option<&[f32]> {
         self.anchor.as_ref().and_then(|a| gradient_of(a, name))
     }
+}
+
+/// `mean (a − b)²`.
+pub fn mean_square(a: &[f32], b: &[f32]) -> f32 {
+    let sum: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    (sum / a.len() as f64) as f32
 }
 
 /// A gradient in the session's own buffer.

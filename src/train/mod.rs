@@ -16,6 +16,7 @@ mod prepare;
 pub mod probe;
 pub mod report;
 mod results;
+pub mod rollout;
 mod run;
 pub mod source;
 pub mod state;

@@ -163,22 +163,25 @@ pub fn engine(
     streams: &Streams,
 ) -> Result<(Engine, ParamSet)> {
     let pairs = plan.train.pairs_per_part();
-    let samples = if objective.needs().pairs { 2 * pairs } else { pairs };
+    let needs = objective.needs();
+    let samples = needs.samples(pairs);
+    let guidance = plan.guidance_inside();
     let rule = ReferenceRule::new(&plan.reference)?;
-    let anchor = rule.kl().filter(|_| objective.needs().reference);
+    let anchor = rule.kl().filter(|_| needs.reference);
     let options = EngineOptions {
         model: &model.denoiser,
         geometry: Geometry {
-            samples,
+            samples: if guidance.is_some() { 2 * samples } else { samples },
             latent: train.latent_shape(),
             text: train.text_shape(),
             added: added(train),
         },
+        guidance,
         pairs,
         whole_batch: plan.train.accumulate == 1,
         objective,
         reference: Reference::Input,
-        anchor_samples: anchor.map(|kl| 2 * kl.pairs(pairs)),
+        anchor_samples: anchor.map(|kl| needs.samples(kl.pairs(pairs))),
         copies: plan.runtime.weight_copies,
         session: session_options(plan),
     };
@@ -238,10 +241,7 @@ impl Source for Measurable<'_> {
         Ok(ReadyPair {
             id,
             latents,
-            text: Text {
-                hidden: embedding.hidden.into_raw_vec_and_offset().0,
-                pooled: embedding.pooled.map_or(Vec::new(), |p| p.to_vec()),
-            },
+            text: Text::from(&embedding),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Pairs as measurements need them: by position, always with the same latents.
 
 use crate::Result;
+use crate::pipeline::Embedding;
 use crate::rng::{PairId, Streams};
 
 /// A pair ready for the denoiser.
@@ -21,6 +22,15 @@ pub struct Text {
     pub hidden: Vec<f32>,
     /// Pooled embedding (P); empty where the model has none.
     pub pooled: Vec<f32>,
+}
+
+impl From<&Embedding> for Text {
+    fn from(embedding: &Embedding) -> Self {
+        Self {
+            hidden: embedding.hidden.iter().copied().collect(),
+            pooled: embedding.pooled.iter().flatten().copied().collect(),
+        }
+    }
 }
 
 /// A split of encoded pairs.

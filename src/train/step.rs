@@ -1,8 +1,9 @@
 //! One optimizer step: draw, forward, backward, clip, AdamW, reference.
 
-use super::draw::DrawnPair;
+use super::draw::{Content, DrawnPair};
 use super::engine::{Engine, PairInputs, ReferenceValues, Samples, StepValues};
 use super::probe::{Drift, Probe};
+use super::source::Text;
 use super::state::State;
 use crate::config::Config;
 use crate::diffusion::NoiseSchedule;
@@ -51,15 +52,12 @@ pub struct Stepper<'a> {
     noise_schedule: &'a NoiseSchedule,
     needs: Needs,
     is_logistic: bool,
+    /// Conditioning of the rows that guidance leads away from, where it is inside the likelihood.
+    negative: Option<Text>,
     sum: GradientSum,
     anchor_sum: GradientSum,
     candidate: ParamSet,
     samples: Samples,
-}
-
-/// Positions of the anchor's samples in a batch of `pairs` pairs: the first of each half.
-fn anchor_positions(pairs: usize, samples: usize) -> impl Iterator<Item = usize> {
-    (0..samples / 2).chain(pairs..pairs + samples / 2)
 }
 
 impl<'a> Stepper<'a> {
@@ -69,12 +67,14 @@ impl<'a> Stepper<'a> {
         noise_schedule: &'a NoiseSchedule,
         engine: &Engine,
         objective: &dyn Objective,
+        negative: Option<Text>,
     ) -> Self {
         Self {
             config,
             noise_schedule,
             needs: objective.needs(),
             is_logistic: objective.is_logistic(),
+            negative,
             sum: GradientSum::new(engine.layout()),
             anchor_sum: GradientSum::new(engine.layout()),
             candidate: ParamSet::zeros(engine.layout()),
@@ -249,17 +249,31 @@ impl<'a> Stepper<'a> {
     /// Fills the batch with one part's samples: preferred first.
     fn fill(&mut self, state: &State, part: &[DrawnPair]) -> PairInputs {
         self.samples.clear();
-        for side in 0..if self.needs.pairs { 2 } else { 1 } {
-            for pair in part {
-                self.samples.push(
-                    self.noise_schedule,
-                    pair.timestep,
-                    &pair.latents[side],
-                    &pair.noise,
-                    &pair.text,
-                );
+        if let Some(negative) = &self.negative {
+            for (pair, side) in in_order(part, &self.needs) {
+                if let Content::Steps { sides, .. } = &pair.content {
+                    self.samples.push_row(&sides[side].noisy, pair.timestep, negative);
+                }
             }
         }
+        for (pair, side) in in_order(part, &self.needs) {
+            let (t, text) = (pair.timestep, &pair.text);
+            match &pair.content {
+                Content::Images { latents, noise } => {
+                    self.samples
+                        .push(self.noise_schedule, t, &latents[side], noise, text);
+                }
+                Content::Steps { sides, .. } => {
+                    self.samples.push_row(&sides[side].noisy, t, text);
+                    self.samples.target.extend_from_slice(&sides[side].target);
+                }
+            }
+        }
+        self.pair_inputs(state, part)
+    }
+
+    /// What the loss is told of each pair.
+    fn pair_inputs(&self, state: &State, part: &[DrawnPair]) -> PairInputs {
         let rule = &state.timestep_rule;
         PairInputs {
             weight: part
@@ -274,6 +288,15 @@ impl<'a> Stepper<'a> {
             score_gap: match self.needs.scores {
                 true => part.iter().filter_map(|p| p.score_gap).collect(),
                 false => Vec::new(),
+            },
+            precision: steps(part, |s| s.0),
+            old_errors: match self.needs.pairs {
+                true => Vec::new(),
+                false => steps(part, |s| s.1),
+            },
+            advantage: match self.needs.pairs {
+                true => Vec::new(),
+                false => steps(part, |s| s.2),
             },
             batch_means: Vec::new(),
         }
@@ -304,7 +327,7 @@ impl<'a> Stepper<'a> {
             &state.initial,
             &mut self.candidate,
         );
-        let chosen = self.samples.select(anchor_positions(pairs, samples));
+        let chosen = self.samples.rows_at(self.anchor_rows(pairs, samples));
         let distance = engine.anchor(&self.candidate, &state.initial, &chosen)?;
         *stats.anchor_loss.get_or_insert(0.0) += f64::from(distance) * f64::from(share);
         self.anchor_sum
@@ -312,6 +335,14 @@ impl<'a> Stepper<'a> {
                 engine.anchor_gradient(name)
             })?);
         Ok(())
+    }
+
+    /// Rows of the anchor's samples: the first of each side of a batch of `pairs` pairs, under their own prompts.
+    fn anchor_rows(&self, pairs: usize, samples: usize) -> impl Iterator<Item = usize> + use<> {
+        let sides = self.needs.samples(1);
+        let first = if self.negative.is_some() { sides * pairs } else { 0 };
+        let each = samples / sides;
+        (0..sides).flat_map(move |side| (0..each).map(move |k| first + side * pairs + k))
     }
 
     /// Measures the candidate of a gated update and does what the gate says.
@@ -365,4 +396,26 @@ impl<'a> Stepper<'a> {
             list(&|p| u64::from(p.timestep.0)),
         )))
     }
+}
+
+/// The pairs' samples in the order of the batch: preferred first.
+fn in_order<'a>(
+    part: &'a [DrawnPair],
+    needs: &Needs,
+) -> impl Iterator<Item = (&'a DrawnPair, usize)> + use<'a> {
+    (0..needs.samples(1)).flat_map(move |side| part.iter().map(move |pair| (pair, side)))
+}
+
+/// A number of each denoising step: one of precision, old error and advantage. Empty where pairs are images.
+fn steps(part: &[DrawnPair], number: impl Fn((f32, f32, f32)) -> f32) -> Vec<f32> {
+    let of = |pair: &DrawnPair| match pair.content {
+        Content::Images { .. } => None,
+        Content::Steps {
+            precision,
+            old_error,
+            advantage,
+            ..
+        } => Some(number((precision, old_error, advantage))),
+    };
+    part.iter().filter_map(of).collect()
 }

@@ -4,7 +4,7 @@
 
 use super::likelihood::{errors, mean_product};
 use crate::Result;
-use crate::objective::{Gap, Likelihoods, Objective, Safeguard};
+use crate::objective::{Gap, Likelihoods, Objective, Safeguard, Trajectory};
 use crate::onnx::{Graph, ValueId};
 
 /// What the head of a step is built on, as values of the step graph; `B` samples, `P` pairs.
@@ -26,6 +26,8 @@ pub struct HeadInputs {
     pub reward_scale: ValueId,
     /// How surely the preferred sample is preferred, `[P]`.
     pub label: ValueId,
+    /// For objectives on denoising steps.
+    pub trajectory: Option<Trajectory>,
     /// Means of the [`quantities`] over the whole optimizer batch; `None` if this run is all of it.
     pub batch_means: Option<ValueId>,
 }
@@ -144,5 +146,6 @@ fn likelihoods(
         score_gap: inputs.score_gap,
         reward_scale: inputs.reward_scale,
         label: inputs.label,
+        trajectory: inputs.trajectory,
     })
 }

@@ -6,7 +6,8 @@
 //! - [`ErrorGraph`]: errors of one set of weights, forward only (reference, held-out evaluation, drift probe).
 //! - [`AnchorGraph`]: the `kl` anchor, `mean (prediction_ref′ − prediction_θ0)²`, with gradients for ref′.
 //!
-//! Samples are ordered `[w₀ … w_{P−1}, l₀ … l_{P−1}]`: the first half of a batch is preferred.
+//! Samples are ordered `[w₀ … w_{P−1}, l₀ … l_{P−1}]`: the first half of a batch is preferred. Where the likelihood has
+//! guidance inside, the denoiser's batch holds them twice, first under the negative prompt.
 
 use std::collections::HashMap;
 
@@ -15,7 +16,7 @@ use super::head::{HeadInputs, head, quantities};
 use super::likelihood::errors;
 use super::trainable::Trainables;
 use crate::autodiff::{DeriveOptions, gradients_with};
-use crate::objective::Objective;
+use crate::objective::{Experience, Objective, Sampled, Trajectory};
 use crate::onnx::{Graph, TensorType, ValueId};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -38,10 +39,12 @@ pub enum Reference {
 }
 
 /// Size and form of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepShape {
     /// Pairs (or, without pairs, samples) per run.
     pub pairs: usize,
+    /// Guidance scale inside the likelihood: rows of the denoiser under the negative prompt, then as many under their own.
+    pub guidance: Option<f64>,
     /// Whether a run is a whole optimizer batch; else the means over the batch that the loss uses are an input.
     pub whole_batch: bool,
     /// Forms of the gradients.
@@ -50,8 +53,9 @@ pub struct StepShape {
 
 /// The graph of one training step; see the module's text for the order of samples.
 ///
-/// Inputs: those of the UNet (`sample` holds x_t), `target` `[B,C,H,W]`, `weight`, `reward_scale`, `label` `[P]`, `score_gap`
-/// `[P]` and `batch_means` `[K]` where the objective needs them, and the trainable tensors. Outputs: `loss` `[]`, `errors`
+/// Inputs: those of the UNet (`sample` holds x_t), `target` `[B,C,H,W]`, `weight`, `reward_scale`, `label` `[P]`; `score_gap`,
+/// `precision`, `old_errors`, `advantage` `[P]` and `batch_means` `[K]` where the objective needs them; and the trainable
+/// tensors. Outputs: `loss` `[]`, `errors`
 /// `[B]`, `reference_errors` `[B]`, `reward_signal` `[P]` or `[2P]`, `grad.NAME`.
 #[derive(Debug, Clone)]
 pub struct StepGraph {
@@ -89,6 +93,7 @@ struct Assembly<'a> {
     given: HashMap<ValueId, ValueId>,
     shared: SharedConstants,
     batch: usize,
+    guidance: Option<f64>,
 }
 
 impl<'a> Assembly<'a> {
@@ -103,6 +108,7 @@ impl<'a> Assembly<'a> {
             given,
             shared: SharedConstants::new(),
             batch,
+            guidance: None,
         })
     }
 
@@ -115,7 +121,21 @@ impl<'a> Assembly<'a> {
             Some(weights),
             &mut self.shared,
         )?;
-        Ok(out[0])
+        let Some(scale) = self.guidance else {
+            return Ok(out[0]);
+        };
+        // ε_negative + w·(ε_prompt − ε_negative)
+        let samples = self.samples();
+        let negative = self.graph.slice(out[0], 0, 0, samples)?;
+        let prompt = self.graph.slice(out[0], 0, samples, 2 * samples)?;
+        let direction = self.graph.sub(prompt, negative)?;
+        let step = self.graph.scale(direction, scale)?;
+        self.graph.add(negative, step)
+    }
+
+    /// Samples that there is one prediction for.
+    fn samples(&self) -> usize {
+        self.batch / if self.guidance.is_some() { 2 } else { 1 }
     }
 
     /// The policy's prediction and all that a loss needs beside it.
@@ -124,15 +144,21 @@ impl<'a> Assembly<'a> {
         trainables: &Trainables,
         policy: &Weights,
         objective: &dyn Objective,
-        pairs: usize,
+        shape: StepShape,
         reference: Reference,
     ) -> Result<HeadInputs> {
-        let needs = objective.needs();
-        let samples = if needs.pairs { 2 * pairs } else { pairs };
-        if self.batch != samples {
+        let (needs, pairs) = (objective.needs(), shape.pairs);
+        let samples = needs.samples(pairs);
+        self.guidance = shape.guidance;
+        let rows = if shape.guidance.is_some() {
+            2 * samples
+        } else {
+            samples
+        };
+        if self.batch != rows {
             return Err(Error::bad(
                 format!("graph `{}`", self.body.name),
-                format!("has a batch of {}, the step needs {samples}", self.batch),
+                format!("has a batch of {}, the step needs {rows}", self.batch),
                 "Fix the batch dimension to the number of samples of a step.",
             ));
         }
@@ -164,7 +190,19 @@ impl<'a> Assembly<'a> {
             weight,
             reward_scale,
             label,
+            trajectory: self.trajectory(needs.experience, pairs),
             batch_means: None,
+        })
+    }
+
+    /// What objectives on denoising steps are given besides.
+    fn trajectory(&mut self, experience: Experience, pairs: usize) -> Option<Trajectory> {
+        experience.is_steps().then(|| Trajectory {
+            precision: self.vector("precision", pairs),
+            sampled: matches!(experience, Experience::Trajectories(_)).then(|| Sampled {
+                errors: self.vector("old_errors", pairs),
+                advantage: self.vector("advantage", pairs),
+            }),
         })
     }
 
@@ -177,7 +215,9 @@ impl<'a> Assembly<'a> {
                 "Export the UNet again.",
             )
         })?;
-        let ty = TensorType::new(DType::F32, self.body.shape(prediction));
+        let mut shape = self.body.shape(prediction).to_vec();
+        shape[0] = self.samples();
+        let ty = TensorType::new(DType::F32, shape);
         Ok(self.graph.add_input(name, ty))
     }
 
@@ -221,7 +261,7 @@ impl<'a> Assembly<'a> {
 
 impl StepGraph {
     /// Builds the step of `objective` around `denoiser`, a static UNet with one timestep per sample whose batch is
-    /// `2·pairs` (objectives with pairs) or `pairs`.
+    /// `2·pairs` (objectives with pairs) or `pairs`, twice that with guidance.
     pub fn build(
         denoiser: &Graph,
         trainables: &Trainables,
@@ -231,7 +271,7 @@ impl StepGraph {
     ) -> Result<Self> {
         let mut a = Assembly::new("ortdpo_step", denoiser)?;
         let policy = Weights::as_inputs(&mut a.graph, trainables, POLICY);
-        let mut inputs = a.head_inputs(trainables, &policy, objective, shape.pairs, reference)?;
+        let mut inputs = a.head_inputs(trainables, &policy, objective, shape, reference)?;
         if !shape.whole_batch
             && let Some(means) = quantities(&mut a.graph, objective, shape.pairs, &inputs)?
         {
@@ -258,12 +298,12 @@ impl BatchGraph {
         denoiser: &Graph,
         trainables: &Trainables,
         objective: &dyn Objective,
-        pairs: usize,
+        shape: StepShape,
     ) -> Result<Option<Self>> {
         let mut a = Assembly::new("ortdpo_batch", denoiser)?;
         let policy = Weights::as_inputs(&mut a.graph, trainables, POLICY);
-        let inputs = a.head_inputs(trainables, &policy, objective, pairs, Reference::Input)?;
-        let Some(means) = quantities(&mut a.graph, objective, pairs, &inputs)? else {
+        let inputs = a.head_inputs(trainables, &policy, objective, shape, Reference::Input)?;
+        let Some(means) = quantities(&mut a.graph, objective, shape.pairs, &inputs)? else {
             return Ok(None);
         };
         a.output(means, "batch_means")?;

@@ -14,7 +14,7 @@
 use std::f64::consts::TAU;
 
 use super::ddim::Ddim;
-use super::{Sampler, SamplerConfig};
+use super::{Sampler, SamplerConfig, estimate};
 use crate::Result;
 use crate::diffusion::{NoiseSchedule, Timestep};
 
@@ -49,6 +49,14 @@ pub fn gaussian_steps(
         sigma,
     };
     Ok(timesteps.iter().zip(ddim.linear()).map(step).collect())
+}
+
+/// Replaces the latents `x` at timestep `t` by the clean ones that the prediction expects.
+pub fn expect_clean(schedule: &NoiseSchedule, t: Timestep, prediction: &[f32], x: &mut [f32]) {
+    let clean = estimate::clean(schedule.prediction_type(), schedule.alpha_cumprod(t));
+    for (x, m) in x.iter_mut().zip(prediction) {
+        *x = clean.of(*x, *m) as f32;
+    }
 }
 
 impl GaussianStep {

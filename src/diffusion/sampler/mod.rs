@@ -33,7 +33,7 @@ use std::str::FromStr;
 
 pub use config::SamplerConfig;
 use config::Spacing;
-pub use gaussian::{GaussianStep, gaussian_steps};
+pub use gaussian::{GaussianStep, expect_clean, gaussian_steps};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -5,6 +5,7 @@
 //!   policy.safetensors  reference.safetensors  initial.safetensors         θ, the reference, θ0
 //!   first_moment.safetensors  second_moment.safetensors                    AdamW
 //!   average.safetensors                                                    moving average of θ, where one is kept
+//!   rollouts.safetensors                                                   what online objectives learn from
 //!   state.json                                                             the rest
 //!   checksums.json                                                         BLAKE3 of every other file
 //! ```
@@ -23,6 +24,7 @@ pub use identity::RunIdentity;
 pub use store::CheckpointStore;
 
 use super::guard::GuardState;
+use super::rollout::RolloutState;
 use super::summary::HeldOutScores;
 use crate::data::LoaderState;
 use crate::params::ParamSet;
@@ -38,6 +40,9 @@ pub struct RunState {
     pub optimizer_steps: u64,
     /// Where the loader stands.
     pub loader: LoaderState,
+    /// Where rollouts stand, for online objectives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollouts: Option<RolloutState>,
     /// Statistics of the timestep rule.
     pub timestep: TimestepState,
     /// Decisions of the reference rule.
@@ -89,6 +94,8 @@ pub struct Tensors<'a> {
     pub second_moment: &'a ParamSet,
     /// Moving average of θ, where one is kept.
     pub average: Option<&'a ParamSet>,
+    /// Latents and value network of rollouts, for online objectives.
+    pub rollouts: Option<&'a ParamSet>,
 }
 
 /// A checkpoint that was read.
@@ -108,6 +115,8 @@ pub struct Checkpoint {
     pub second_moment: ParamSet,
     /// Moving average of θ, where one is kept.
     pub average: Option<ParamSet>,
+    /// Latents and value network of rollouts, for online objectives.
+    pub rollouts: Option<ParamSet>,
 }
 
 #[cfg(test)]

@@ -106,8 +106,9 @@ impl CheckpointStore {
     pub fn load(&self, step: u64, layout: &Arc<Layout>) -> Result<Checkpoint> {
         let folder = self.path(step);
         let checksums: Checksums = self.read_json(&folder.join(CHECKSUMS), step)?;
-        let has_average = checksums.contains_key(AVERAGE);
-        let names = TENSORS.into_iter().chain(has_average.then_some(AVERAGE));
+        let has = |name: &str| checksums.contains_key(name);
+        let optional = [AVERAGE, ROLLOUTS].into_iter().filter(|name| has(name));
+        let names = TENSORS.into_iter().chain(optional);
         for name in names.chain([STATE]) {
             let path = folder.join(name);
             let actual = checksum(&path).map_err(|error| self.unreadable(error, &path, step))?;
@@ -123,7 +124,11 @@ impl CheckpointStore {
             initial: tensor(INITIAL)?,
             first_moment: tensor(FIRST_MOMENT)?,
             second_moment: tensor(SECOND_MOMENT)?,
-            average: has_average.then(|| tensor(AVERAGE)).transpose()?,
+            average: has(AVERAGE).then(|| tensor(AVERAGE)).transpose()?,
+            rollouts: match has(ROLLOUTS) {
+                true => Some(ParamSet::load_any(&folder.join(ROLLOUTS))?),
+                false => None,
+            },
         })
     }
 
@@ -207,8 +212,9 @@ const INITIAL: &str = "initial.safetensors";
 const FIRST_MOMENT: &str = "first_moment.safetensors";
 const SECOND_MOMENT: &str = "second_moment.safetensors";
 const AVERAGE: &str = "average.safetensors";
+const ROLLOUTS: &str = "rollouts.safetensors";
 
-/// Tensor files of every checkpoint; [`AVERAGE`] is there where a moving average is kept.
+/// Tensor files of every checkpoint; [`AVERAGE`] is there where a moving average is kept, [`ROLLOUTS`] with online objectives.
 const TENSORS: [&str; 5] = [POLICY, REFERENCE, INITIAL, FIRST_MOMENT, SECOND_MOMENT];
 
 /// Writes all files of a checkpoint into a new folder and waits until the disk has them.
@@ -222,7 +228,10 @@ fn write_all(folder: &Path, state: &RunState, tensors: &Tensors<'_>) -> Result<(
         tensors.second_moment,
     ];
     let sets = TENSORS.into_iter().zip(sets);
-    let sets: Vec<(&str, &ParamSet)> = sets.chain(tensors.average.map(|set| (AVERAGE, set))).collect();
+    let sets: Vec<(&str, &ParamSet)> = sets
+        .chain(tensors.average.map(|set| (AVERAGE, set)))
+        .chain(tensors.rollouts.map(|set| (ROLLOUTS, set)))
+        .collect();
     for (name, set) in &sets {
         set.save(&folder.join(name))?;
     }

@@ -30,6 +30,7 @@ fn state(step: u64) -> RunState {
         step,
         optimizer_steps: step,
         loader: LoaderState::default(),
+        rollouts: None,
         timestep: TimestepState { variance: None },
         reference: ReferenceState::default(),
         guard: GuardState::default(),
@@ -71,6 +72,8 @@ fn save(store: &CheckpointStore, step: u64) -> crate::Result<std::path::PathBuf>
         first_moment: &sets[3],
         second_moment: &sets[4],
         average: None,
+
+        rollouts: None,
     };
     store.save(&state(step), &tensors)
 }
@@ -180,6 +183,8 @@ fn a_checkpoint_that_does_not_fit_leaves_the_old_one() {
             first_moment: &large,
             second_moment: &large,
             average: None,
+
+            rollouts: None,
         };
         let error = store.save(&state(2), &tensors).unwrap_err();
         assert!(

@@ -88,12 +88,47 @@ pub struct Measured {
     /// Mean growth of the reference's denoising error over the initial policy's, on the drift probe.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub d_ref_init: Option<f64>,
+    /// The round of images that began with this step, for online objectives.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub round: Option<RoundReport>,
     /// What was found of the pictures that were drawn: means of rewards, by `reward.NAME`, and `diversity.NAME`.
     #[serde(flatten)]
     pub pictures: BTreeMap<String, f64>,
     /// Probability, weight, variance and held-out margin of each bin of timesteps, the noisiest first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bins: Option<Vec<BinReport>>,
+}
+
+/// A round of images that an online objective learns from.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct RoundReport {
+    /// Number of the round, counted from 1.
+    #[serde(rename = "rollout_round")]
+    pub round: u64,
+    /// Mean reward of its images.
+    #[serde(rename = "rollout_reward")]
+    pub reward: f64,
+    /// Standard deviation of the rewards.
+    #[serde(rename = "rollout_reward_sd")]
+    pub deviation: f64,
+    /// Mean squared error of the value network.
+    #[serde(rename = "value_loss", skip_serializing_if = "Option::is_none")]
+    pub value_loss: Option<f64>,
+}
+
+impl RoundReport {
+    /// Of a round's rewards.
+    pub fn of(round: u64, rewards: &[f64], value_loss: Option<f64>) -> Self {
+        let n = rewards.len().max(1) as f64;
+        let mean = rewards.iter().sum::<f64>() / n;
+        let variance = rewards.iter().map(|reward| (reward - mean).powi(2)).sum::<f64>() / n;
+        Self {
+            round,
+            reward: mean,
+            deviation: variance.sqrt(),
+            value_loss,
+        }
+    }
 }
 
 impl Measured {

@@ -14,6 +14,8 @@ pub struct ProgressLine {
     steps: u64,
     pairs_per_step: usize,
     seconds: Option<f64>,
+    /// Mean reward of the latest round of rollouts.
+    reward: Option<f64>,
 }
 
 impl ProgressLine {
@@ -25,6 +27,7 @@ impl ProgressLine {
             steps: 0,
             pairs_per_step: 0,
             seconds: None,
+            reward: None,
         }
     }
 
@@ -38,6 +41,8 @@ impl ProgressLine {
         let mut parts = vec![format!("loss {:.4}", report.loss)];
         parts.extend(report.acc.map(|acc| format!("acc {acc:.2}")));
         parts.extend(report.margin.map(|margin| format!("margin {margin:.1e}")));
+        self.reward = report.measured.round.map(|round| round.reward).or(self.reward);
+        parts.extend(self.reward.map(|reward| format!("reward {reward:.4}")));
         parts.push(format!("lr {:.1e}", report.lr));
         parts.push(format!(
             "{:.1} pairs/s",

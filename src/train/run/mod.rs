@@ -27,6 +27,7 @@ use super::pictures::Pictures;
 use super::prepare::{self, Data, Measurable};
 use super::probe::Probe;
 use super::report::{Event, Listeners, Measured, MetricsFile, ProgressLine, StepReport, TensorBoard};
+use super::rollout::{Policies, Rollouts};
 use super::state::State;
 use super::step::{StepStats, Stepper};
 use super::summary::{HeldOutScores, Manifest, Summary, Versions};
@@ -75,16 +76,32 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     let streams = Streams::new(plan.seed);
     let objective = prepare::objective(&plan.objective, &data.train)?;
     let objective = objective.as_ref();
+    let needs = objective.needs();
+    let rollouts = match needs.experience.is_online() {
+        false => None,
+        true => {
+            let captions = || data.train.captions();
+            let shown = (options.console, options.stop);
+            Some(Rollouts::prepare(plan, &model, needs, captions, shown)?)
+        }
+    };
     let (engine, initial) = prepare::engine(plan, &model, &data.train, objective, &streams)?;
+    let rollouts = rollouts
+        .map(|rollouts| rollouts.with_value(plan, &engine))
+        .transpose()?;
+    let rollouts_hash = rollouts.as_ref().map_or(Ok(String::new()), Rollouts::hash)?;
+    let negative = rollouts
+        .as_ref()
+        .filter(|_| plan.guidance_inside().is_some())
+        .map(Rollouts::negative);
     let identity = RunIdentity::new(
         plan.identity(),
         model.hashes.clone(),
-        data.hash(),
+        data.hash() + &rollouts_hash,
         Versions::with_runtime(library),
     );
     let manifest = manifest::of(plan, &identity, &engine, &data, objective);
     let heldout = data.heldout.as_ref().map(Measurable);
-    let pairs = objective.needs().pairs;
     let mut run = Run {
         plan,
         options,
@@ -92,9 +109,15 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         streams,
         store: CheckpointStore::new(reserved.folder().checkpoints(), plan.train.keep),
         guard: Guard::new(&plan.guard),
-        loader: Loader::new(&data.train, streams, plan.data.ties, plan.data.prompt_dropout),
+        feed: match rollouts {
+            Some(rollouts) => Feed::Rollouts(Box::new(rollouts)),
+            None => {
+                let (ties, dropout) = (plan.data.ties, plan.data.prompt_dropout);
+                Feed::Pairs(Loader::new(&data.train, streams, ties, dropout))
+            }
+        },
         identity,
-        stepper: Stepper::new(plan, &model.schedule, &engine, objective),
+        stepper: Stepper::new(plan, &model.schedule, &engine, objective, negative),
         engine,
         state: State::new(plan, &model, initial)?,
         probe: None,
@@ -103,7 +126,6 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         folder: reserved.folder().clone(),
         held: heldout
             .as_ref()
-            .filter(|_| pairs)
             .map(|source| HeldOut::new(source, &model.schedule, streams, plan.train.eval_draws)),
         held_initial: None,
         held_means: None,
@@ -132,6 +154,14 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     Ok(summary)
 }
 
+/// Where the pairs of a step come from.
+enum Feed<'a> {
+    /// A data set.
+    Pairs(Loader<'a>),
+    /// The policy itself.
+    Rollouts(Box<Rollouts<'a>>),
+}
+
 /// A run under way.
 struct Run<'a> {
     plan: &'a TrainPlan,
@@ -140,7 +170,7 @@ struct Run<'a> {
     streams: Streams,
     store: CheckpointStore,
     guard: Guard,
-    loader: Loader<'a>,
+    feed: Feed<'a>,
     identity: RunIdentity,
     engine: Engine,
     state: State,
@@ -225,7 +255,14 @@ impl Run<'_> {
         })?;
         let mut last = None;
         while self.state.step < self.plan.train.steps {
-            let (report, scores, verdict) = self.one_step()?;
+            let (report, scores, verdict) = match self.one_step() {
+                // In the middle of a round of rollouts, which will be made anew: the step before is whole.
+                Err(Error::Interrupted(_)) if self.state.step > 0 => {
+                    self.save_if_due()?;
+                    continue;
+                }
+                done => done?,
+            };
             self.listeners.emit(&Event::Step(&report))?;
             match verdict {
                 Verdict::GoOn => {
@@ -331,7 +368,14 @@ impl Run<'_> {
             preferred: stats.e_w,
             rejected: self.objective.needs().pairs.then_some(stats.e_l),
         };
-        let mut verdict = self.guard.after_step(stats.loss, errors);
+        let mut verdict = match self.objective.needs().experience.is_steps() {
+            // Losses of policy gradients are around zero, and errors of steps are as large as their noise: neither tells.
+            true => Verdict::GoOn,
+            false => self.guard.after_step(stats.loss, errors),
+        };
+        if let Feed::Rollouts(rollouts) = &mut self.feed {
+            report.measured.round = rollouts.take_report();
+        }
         let scores = self.measure(&mut report.measured)?;
         if let Some((policy, initial)) = self.held_means.take()
             && verdict == Verdict::GoOn
@@ -363,19 +407,43 @@ impl Run<'_> {
 
     /// The pairs of the next step with all their random numbers.
     fn draw(&mut self) -> Result<Vec<DrawnPair>> {
-        let batch = self.loader.next_batch(self.plan.train.pairs_per_step)?;
-        Ok(DrawnPair::from_batch(
-            &batch,
-            &self.streams,
-            &self.state.timestep_rule,
-        ))
+        let pairs = self.plan.train.pairs_per_step;
+        let policies = Policies {
+            engine: &mut self.engine,
+            state: &self.state,
+        };
+        match &mut self.feed {
+            Feed::Pairs(loader) => {
+                let batch = loader.next_batch(pairs)?;
+                let rule = &self.state.timestep_rule;
+                Ok(DrawnPair::from_batch(&batch, &self.streams, rule))
+            }
+            Feed::Rollouts(rollouts) => rollouts.next_batch(policies, pairs),
+        }
+    }
+
+    /// What the next step will be given.
+    fn peek(&mut self) -> Result<Vec<DrawnPair>> {
+        let policies = Policies {
+            engine: &mut self.engine,
+            state: &self.state,
+        };
+        match &mut self.feed {
+            Feed::Pairs(loader) => {
+                let before = loader.state();
+                let pairs = self.draw()?;
+                if let Feed::Pairs(loader) = &mut self.feed {
+                    loader.resume(before)?;
+                }
+                Ok(pairs)
+            }
+            Feed::Rollouts(rollouts) => rollouts.peek(policies, self.plan.train.pairs_per_step),
+        }
     }
 
     /// Runs every session on the first batch without using what comes out.
     fn warm_up(&mut self) -> Result<()> {
-        let before = self.loader.state();
-        let pairs = self.draw()?;
-        self.loader.resume(before)?;
+        let pairs = self.peek()?;
         for _ in 0..WARM_UP_RUNS {
             self.stepper.warm_up(&self.state, &mut self.engine, &pairs)?;
         }

@@ -36,6 +36,7 @@ fn engine(model: &Model) -> Engine {
             text: [16, 6],
             added: None,
         },
+        guidance: None,
         pairs: 2,
         whole_batch: true,
         objective: &Dpo::default(),

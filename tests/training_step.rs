@@ -96,6 +96,7 @@ impl Case<'_> {
         let options = EngineOptions {
             model: &model,
             geometry,
+            guidance: None,
             pairs: PAIRS,
             whole_batch: true,
             objective,

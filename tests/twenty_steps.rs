@@ -17,7 +17,7 @@ use ortdpo::pipeline::denoiser::Geometry;
 use ortdpo::reference::ReferenceRule;
 use ortdpo::rng::PairId;
 use ortdpo::runtime::{self, SessionOptions};
-use ortdpo::train::draw::DrawnPair;
+use ortdpo::train::draw::{Content, DrawnPair};
 use ortdpo::train::engine::{Engine, EngineOptions, Samples};
 use ortdpo::train::initial;
 use ortdpo::train::model::Model;
@@ -111,6 +111,7 @@ impl Bench {
         let options = EngineOptions {
             model: &self.model.denoiser,
             geometry: self.geometry(2 * pairs),
+            guidance: None,
             pairs,
             whole_batch: true,
             objective: &objective,
@@ -136,8 +137,10 @@ impl Bench {
                 weight: 1.0,
                 label: 1.0,
                 score_gap: None,
-                latents: ["latents_w", "latents_l"].map(|name| row(&self.inputs, name, index)),
-                noise: noise.to_vec(),
+                content: Content::Images {
+                    latents: ["latents_w", "latents_l"].map(|name| row(&self.inputs, name, index)),
+                    noise: noise.to_vec(),
+                },
                 text: text(&self.inputs, index),
             }
         };
@@ -179,7 +182,7 @@ fn check(name: &str) {
     let initial = adapter(&engine, &bench.inputs, "initial.");
     let mut state = State::new(&plan, &bench.model, initial.clone()).unwrap();
     let probe = bench.probe(&mut engine, &initial);
-    let mut stepper = Stepper::new(&plan, &bench.model.schedule, &engine, &objective());
+    let mut stepper = Stepper::new(&plan, &bench.model.schedule, &engine, &objective(), None);
     let mut worst = 0.0f64;
     for step in 0..plan.train.steps as usize {
         let pairs = bench.pairs(step, plan.train.pairs_per_step);

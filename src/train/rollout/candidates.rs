@@ -45,20 +45,9 @@ impl Trial<'_> {
         rater: &mut Rater,
         (pool, items): (&mut Pool, &mut Vec<Item>),
     ) -> Result<Vec<f64>> {
-        let chain = self.chain;
-        let (number, shape) = (self.candidates.number, engine.geometry().latent);
-        let mut noises: Vec<ImageNoise> = keys
-            .iter()
-            .map(|key| ImageNoise::new(&chain.streams, key.prompt, key.image))
-            .collect();
-        let mut tried: Vec<Stream> = keys
-            .iter()
-            .map(|key| {
-                chain
-                    .streams
-                    .image(Purpose::Candidates, key.prompt as u64, key.image as u64)
-            })
-            .collect();
+        let (chain, number) = (self.chain, self.candidates.number);
+        let shape = engine.geometry().latent;
+        let len = shape.iter().product::<usize>();
         // Every image has as many rows as candidates throughout; while one step is taken they are alike.
         let rows: Vec<ImageKey> = keys
             .iter()
@@ -66,48 +55,27 @@ impl Trial<'_> {
             .collect();
         let prompts: Vec<&Embedding> = rows.iter().map(|key| &chain.embeddings[&key.prompt]).collect();
         let texts: Vec<&str> = rows.iter().map(|key| (self.text)(key.prompt)).collect();
-        let len = shape.iter().product::<usize>();
-        let mut latents = vec![0.0; rows.len() * len];
-        for (image, slot) in latents.chunks_exact_mut(number * len).enumerate() {
-            noises[image].fill(Draw::Initial, &mut slot[..len]);
-            repeat_first(slot, len);
-        }
+        let mut noise = Noises::new(chain, keys, number, len);
+        let mut latents = noise.draw(Some(Draw::Initial));
         let mut denoiser = WithWeights::new(engine, weights);
         let mut guided = Guided::new(&mut denoiser, chain.guidance, &prompts, chain.negative);
         let mut prediction = guided.predict(&latents, f64::from(chain.steps[0].timestep.0))?;
         for (index, step) in chain.steps.iter().enumerate() {
             let tries = self.at.contains(&index) && step.is_random();
             let before = latents.clone();
-            let mut noise = vec![0.0; latents.len()];
-            for (image, slot) in noise.chunks_exact_mut(number * len).enumerate() {
-                match tries {
-                    true => tried[image].fill_normal(slot),
-                    false if step.is_random() => {
-                        noises[image].fill(Draw::Step(index), &mut slot[..len]);
-                        repeat_first(slot, len);
-                    }
-                    false => {}
-                }
-            }
-            step.advance(&prediction, &noise, &mut latents);
-            let Some(next) = chain.steps.get(index + 1) else {
-                if tries {
-                    let rewards = rater.rate(&chunks(&latents, len), &texts, shape)?;
-                    self.keep(
-                        index,
-                        &rows,
-                        (&before, &latents),
-                        &rewards,
-                        (&mut *pool, &mut *items),
-                    );
-                    choose(&mut tried, number, len, &mut [&mut latents]);
-                }
-                break;
+            let fresh = match (step.is_random(), tries) {
+                (false, _) => vec![0.0; latents.len()],
+                (true, false) => noise.draw(Some(Draw::Step(index))),
+                (true, true) => noise.draw(None),
             };
-            prediction = guided.predict(&latents, f64::from(next.timestep.0))?;
-            if tries {
-                let mut clean = latents.clone();
+            step.advance(&prediction, &fresh, &mut latents);
+            // What each candidate leads to: the clean latents that the policy expects of it, or it is clean itself.
+            let mut clean = latents.clone();
+            if let Some(next) = chain.steps.get(index + 1) {
+                prediction = guided.predict(&latents, f64::from(next.timestep.0))?;
                 expect_clean(chain.schedule, next.timestep, &prediction, &mut clean);
+            }
+            if tries {
                 let rewards = rater.rate(&chunks(&clean, len), &texts, shape)?;
                 self.keep(
                     index,
@@ -116,7 +84,7 @@ impl Trial<'_> {
                     &rewards,
                     (&mut *pool, &mut *items),
                 );
-                choose(&mut tried, number, len, &mut [&mut latents, &mut prediction]);
+                noise.choose(&mut [&mut latents, &mut prediction]);
             }
         }
         let finals: Vec<&[f32]> = latents
@@ -175,14 +143,58 @@ fn repeat_first(rows: &mut [f32], len: usize) {
         .for_each(|row| row.copy_from_slice(first));
 }
 
-/// Takes one candidate of every image at random in all of `tables`.
-fn choose(streams: &mut [Stream], number: usize, len: usize, tables: &mut [&mut Vec<f32>]) {
-    for (image, stream) in streams.iter_mut().enumerate() {
-        let chosen = stream.below(number as u64) as usize;
-        for table in tables.iter_mut() {
-            let rows = &mut table[image * number * len..(image + 1) * number * len];
-            rows.copy_within(chosen * len..(chosen + 1) * len, 0);
-            repeat_first(rows, len);
+/// The random numbers of images with several rows each.
+struct Noises {
+    /// Of images that take one step, as everywhere.
+    images: Vec<ImageNoise>,
+    /// Of steps that are tried, and of which one is taken.
+    tried: Vec<Stream>,
+    /// Rows of an image.
+    number: usize,
+    /// Values of a row.
+    len: usize,
+}
+
+impl Noises {
+    fn new(chain: &Chain<'_>, keys: &[ImageKey], number: usize, len: usize) -> Self {
+        let tried = |key: &ImageKey| {
+            let (prompt, image) = (key.prompt as u64, key.image as u64);
+            chain.streams.image(Purpose::Candidates, prompt, image)
+        };
+        let image = |key: &ImageKey| ImageNoise::new(&chain.streams, key.prompt, key.image);
+        Self {
+            images: keys.iter().map(image).collect(),
+            tried: keys.iter().map(tried).collect(),
+            number,
+            len,
+        }
+    }
+
+    /// Normal numbers, the same for all rows of an image; or other ones for each where the step is tried.
+    fn draw(&mut self, alike: Option<Draw>) -> Vec<f32> {
+        let mut values = vec![0.0; self.images.len() * self.number * self.len];
+        for (image, rows) in values.chunks_exact_mut(self.number * self.len).enumerate() {
+            match alike {
+                Some(draw) => {
+                    self.images[image].fill(draw, &mut rows[..self.len]);
+                    repeat_first(rows, self.len);
+                }
+                None => self.tried[image].fill_normal(rows),
+            }
+        }
+        values
+    }
+
+    /// Takes one candidate of every image at random in all of `tables`.
+    fn choose(&mut self, tables: &mut [&mut Vec<f32>]) {
+        let (number, len) = (self.number, self.len);
+        for (image, stream) in self.tried.iter_mut().enumerate() {
+            let chosen = stream.below(number as u64) as usize;
+            for table in tables.iter_mut() {
+                let rows = &mut table[image * number * len..(image + 1) * number * len];
+                rows.copy_within(chosen * len..(chosen + 1) * len, 0);
+                repeat_first(rows, len);
+            }
         }
     }
 }

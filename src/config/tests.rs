@@ -224,14 +224,14 @@ fn unknown_keys_name_their_line_and_the_nearest_known_key() {
             "objective: {kind: sft, beta: 5}\n",
             [
                 "run.yaml:3: objective.beta: ",
-                "There is objective.beta with kind dpo, ipo, hinge, kto, mapo, dspo, dmpo, linear_dpo, smpo.",
+                "There is objective.beta with kind dpo, ipo, hinge, kto, mapo, dspo, dmpo, linear_dpo, smpo, online_dpo, d3po, spo.",
             ],
         ),
         (
             "objective: {kind: dpoo}\n",
             [
                 "run.yaml:3: objective.kind: is \"dpoo\"",
-                "Did you mean dpo? Known are dpo, sft, ipo, hinge, kto, mapo, dspo, dmpo, linear_dpo, smpo.",
+                "Did you mean dpo? Known are dpo, sft, ipo, hinge, kto, mapo, dspo, dmpo, linear_dpo, smpo, online_dpo, ddpo, d3po, dpok, spo.",
             ],
         ),
         (

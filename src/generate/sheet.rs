@@ -5,7 +5,7 @@ use std::path::Path;
 use image::RgbImage;
 
 use super::record::ImageRecord;
-use crate::picture::{Cell, grid, write_png};
+use crate::picture::{Cell, Grid, write_png};
 use crate::{Error, Result};
 
 /// Most images on a sheet.
@@ -44,11 +44,13 @@ pub fn write(root: &Path, records: &[ImageRecord], images_per_prompt: usize) -> 
             },
         })
         .collect();
-    write_png(
-        &root.join("contact-sheet.png"),
-        &grid(&cells, columns.max(1)),
-        &[],
-    )
+    let sheet = Grid {
+        cells,
+        columns: columns.max(1),
+        group: if own > 1 { own } else { 0 },
+        ..Grid::default()
+    };
+    write_png(&root.join("contact-sheet.png"), &sheet.draw(), &[])
 }
 
 fn read(root: &Path, record: &ImageRecord) -> Result<RgbImage> {

@@ -4,8 +4,11 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use arrow_array::RecordBatch;
+use arrow_array::cast::AsArray;
 use image::{Rgb, RgbImage};
 use ortdpo::data::{PairSource, PickAPic, Preference, Row};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
@@ -167,4 +170,44 @@ fn scores_may_come_with_the_pictures() {
         "{}",
         said(&alone)
     );
+}
+
+/// Folders of `ortdpo generate` all hold an images/00000-0.png.
+#[test]
+fn pictures_of_several_folders_keep_names_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for (name, quality) in [("hasty", 1), ("careful", 2)] {
+        let images = at.join(name);
+        std::fs::create_dir(&images).unwrap();
+        let shade = 100 * quality as u8;
+        RgbImage::from_pixel(8, 8, Rgb([shade; 3]))
+            .save(images.join("0.png"))
+            .unwrap();
+        let record =
+            serde_json::json!({"file": "0.png", "prompt": "a cat", "quality": quality, "model": "tiny"});
+        std::fs::write(images.join("images.jsonl"), format!("{record}\n")).unwrap();
+    }
+    let arguments = ["--images", "hasty", "--images", "careful", "--column", "quality"];
+    let made = pairs(
+        at,
+        &[&arguments[..], &["--held-out", "0", "--output", "out"]].concat(),
+    );
+    assert!(made.status.success(), "{}", said(&made));
+    let file = std::fs::File::open(at.join("out/train-00000-of-00001.parquet")).unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file)
+        .unwrap()
+        .build()
+        .unwrap();
+    let batch: RecordBatch = reader.map(Result::unwrap).next().unwrap();
+    let text = |column: &str| {
+        let column = batch.column_by_name(column).unwrap();
+        column.as_string::<i32>().value(0).to_owned()
+    };
+    let names = [text("image_0_uid"), text("image_1_uid")];
+    assert!(
+        names.contains(&"hasty/0.png".into()) && names.contains(&"careful/0.png".into()),
+        "{names:?}"
+    );
+    assert_eq!(text("best_image_uid"), "careful/0.png");
 }

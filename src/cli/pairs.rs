@@ -234,15 +234,17 @@ impl Pairs {
         let mut scores = self.column.iter().map(column).collect::<Result<Vec<f64>>>()?;
         scores.extend(scored.scores.into_iter().flatten());
         let text = |name: &str| fields.get(name).and_then(serde_json::Value::as_str);
+        let path = match picture {
+            Picture::File(path) => path,
+            Picture::Bytes(_) => {
+                unreachable!("records without files were refused before they were scored")
+            }
+        };
         Ok(Candidate {
-            file: match picture {
-                Picture::File(path) => path,
-                Picture::Bytes(_) => {
-                    unreachable!("records without files were refused before they were scored")
-                }
-            },
             model: text("model").unwrap_or(source).to_owned(),
-            name: file,
+            // The whole path: in their lists, pictures of several folders may have one name.
+            name: path.display().to_string(),
+            file: path,
             prompt,
             scores,
         })

@@ -66,6 +66,9 @@ impl Default for DataConfig {
 pub enum DataKind {
     /// Parquet files with the columns of Pick-a-Pic v2.
     Pickapic,
+    /// Parquet files of single images that people liked or not, for `kto`: `caption`, `jpg_0`, and `label_0`, 1 or 0. Nothing
+    /// is evaluated on held-out images, for there is nothing to compare.
+    Rated,
 }
 
 /// What becomes of pairs whose images were found equally good.

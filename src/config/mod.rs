@@ -219,6 +219,7 @@ impl Config {
         self.check_ties()?;
         self.check_keep_best()?;
         self.check_rollout()?;
+        self.check_single_images()?;
         self.check_reference_is_used()
     }
 
@@ -226,6 +227,26 @@ impl Config {
     pub fn guidance_inside(&self) -> Option<f64> {
         let is_steps = self.objective.objective().needs().experience.is_steps();
         (is_steps && self.rollout.guidance > 1.0).then_some(self.rollout.guidance)
+    }
+
+    /// Refuses what compares images where the data are single ones.
+    fn check_single_images(&self) -> Result<()> {
+        if self.data.kind != data::DataKind::Rated {
+            return Ok(());
+        }
+        let (kind, objective) = (self.objective.kind(), self.objective.objective());
+        require(
+            kind == "kto" || objective.needs().experience.is_online(),
+            "data.kind",
+            format!("is rated, but objective {kind} learns from pairs"),
+            "Use objective.kind=kto, or data in pairs.",
+        )?;
+        require(
+            objective.safeguard().is_none(),
+            "objective.safeguard",
+            "guards the preferred image of a pair, but data.kind is rated",
+            "Leave it out.",
+        )
     }
 
     /// Refuses rollouts that the objective cannot learn from.

@@ -33,7 +33,8 @@ pub struct BatchPair {
     pub index: usize,
     /// Which visit: the key of its noise and timestep streams.
     pub visit: Visit,
-    /// Probability that the image called preferred is the better one: 1, or 0.5 for a tie under `ties: soft`.
+    /// Probability that the image called preferred is the better one: 1, or 0.5 for a tie under `ties: soft`. Of a single
+    /// image: 1 if people liked it, else 0.
     pub label: f32,
     /// Score of the image called preferred minus that of the other one, where the data set has scores.
     pub score_gap: Option<f32>,
@@ -65,6 +66,7 @@ pub struct Loader<'a> {
     streams: Streams,
     ties: Ties,
     prompt_dropout: f64,
+    single: bool,
     state: LoaderState,
     /// Indices of the pairs in the order of the present epoch.
     order: Vec<u32>,
@@ -78,11 +80,17 @@ impl<'a> Loader<'a> {
             streams,
             ties,
             prompt_dropout,
+            single: false,
             state: LoaderState::default(),
             order: Vec::new(),
         };
         loader.shuffle();
         loader
+    }
+
+    /// For a data set of single images, each of which is in a pair with itself.
+    pub fn of_single_images(self) -> Self {
+        Self { single: true, ..self }
     }
 
     /// Where the loader stands.
@@ -137,6 +145,7 @@ impl<'a> Loader<'a> {
         let pair = &self.dataset.pairs()[index];
         let (id, visit) = (pair.id, Visit(self.state.epoch));
         let (label, weight) = match (pair.preference, self.ties) {
+            (Preference::Second, _) if self.single => (0.0, 1.0),
             (Preference::Tie, Ties::Soft) => (0.5, 1.0),
             (Preference::Tie, Ties::Half) => (1.0, 0.5),
             _ => (1.0, 1.0),

@@ -37,7 +37,7 @@ pub use fill::{EncodeOptions, OnProgress, Progress, Stage};
 pub use loader::{BatchPair, Loader, LoaderState, PairBatch};
 pub use onnx_encoders::OnnxEncoders;
 pub use pair::{Pair, PairSource, Preference, Row, Rows};
-pub use pickapic::PickAPic;
+pub use pickapic::{Images, PickAPic};
 pub use table::{Counts, PairRow};
 pub use views::Views;
 
@@ -58,16 +58,21 @@ pub enum Part {
 /// # Errors
 /// The files are missing or are not what the format says.
 pub fn open(config: &DataConfig, part: Part) -> Result<Option<Box<dyn PairSource>>> {
+    let (images, has_heldout) = match config.kind {
+        DataKind::Pickapic => (Images::Pairs, true),
+        DataKind::Rated => (Images::Single, false),
+    };
     let split = match part {
         Part::Train => Some(config.split.as_str()),
+        Part::Heldout if !has_heldout => None,
         Part::Heldout => match &config.heldout_split {
             Some(split) => Some(split.as_str()),
             None => PickAPic::first_split(&config.path, &HELDOUT_SPLITS)?,
         },
     };
-    match (config.kind, split) {
-        (DataKind::Pickapic, Some(split)) => Ok(Some(Box::new(PickAPic::open(&config.path, split)?))),
-        (DataKind::Pickapic, None) => Ok(None),
+    match split {
+        Some(split) => Ok(Some(Box::new(PickAPic::open(&config.path, split, images)?))),
+        None => Ok(None),
     }
 }
 

@@ -4,6 +4,9 @@
 //! structs of Hugging Face's datasets), `label_0` (1: the first image is preferred, 0: the second, 0.5: tie).
 //! Read where present: `has_label`, and a scorer's `score_0` and `score_1`. Other columns are never touched.
 //!
+//! Sets of single images that people liked or not have `jpg_0` and `label_0` (1 or 0) alone; such an image is delivered as a pair
+//! with itself, and counts as preferred where it was liked.
+//!
 //! Files are `SPLIT-*.parquet` or `SPLIT.parquet` in the folder, in its `data/`, or in its `SPLIT/`, taken in
 //! the order of their names. They are streamed: memory holds a few dozen rows, however large a row group is.
 
@@ -24,8 +27,26 @@ use crate::{Error, Result};
 /// Rows held in memory at once; at Pick-a-Pic's 0.2 MB an image, some 13 MB.
 const ROWS_AT_ONCE: usize = 32;
 
-const NEEDED: [&str; 4] = ["caption", "jpg_0", "jpg_1", "label_0"];
+const NEEDED: [&str; 4] = ["caption", "jpg_0", SECOND_IMAGE, "label_0"];
+const SECOND_IMAGE: &str = "jpg_1";
 const OPTIONAL: [&str; 3] = ["has_label", "score_0", "score_1"];
+
+/// What a row holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Images {
+    /// Two images and which is better.
+    Pairs,
+    /// One image and whether it is good.
+    Single,
+}
+
+impl Images {
+    /// Columns that cannot be missing.
+    fn needed(self) -> impl Iterator<Item = &'static str> {
+        let has = move |name: &&str| self == Self::Pairs || *name != SECOND_IMAGE;
+        NEEDED.into_iter().filter(has)
+    }
+}
 
 /// One split of a data set with the Pick-a-Pic columns.
 #[derive(Debug)]
@@ -37,6 +58,7 @@ pub struct PickAPic {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
+    images: Images,
     first_row: u64,
     rows: u64,
 }
@@ -48,7 +70,7 @@ impl PickAPic {
     ///
     /// # Errors
     /// No such files, or one that is not parquet or lacks a needed column.
-    pub fn open(path: &Path, split: &str) -> Result<Self> {
+    pub fn open(path: &Path, split: &str, images: Images) -> Result<Self> {
         let files = match path.is_file() {
             true => vec![path.to_path_buf()],
             false => find_shards(path, split)?,
@@ -57,10 +79,11 @@ impl PickAPic {
         let mut first_row = 0;
         for path in files {
             let reader = parquet_file::open(&path)?;
-            check_columns(&path, reader.schema())?;
+            check_columns(&path, reader.schema(), images)?;
             let rows = reader.metadata().file_metadata().num_rows().max(0) as u64;
             shards.push(Shard {
                 path,
+                images,
                 first_row,
                 rows,
             });
@@ -134,16 +157,16 @@ impl PairSource for PickAPic {
 impl Shard {
     fn rows(&self) -> Result<Rows<'static>> {
         let builder = parquet_file::open(&self.path)?;
-        let columns = NEEDED.iter().chain(&OPTIONAL).map(|name| {
+        let columns = self.images.needed().chain(OPTIONAL).map(|name| {
             // The path beside the bytes of a Hugging Face image is not worth reading.
             match builder.schema().field_with_name(name).map(|f| f.data_type()) {
                 Ok(DataType::Struct(_)) => format!("{name}.bytes"),
-                _ => (*name).to_owned(),
+                _ => name.to_owned(),
             }
         });
         let columns: Vec<String> = columns.collect();
         let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().map(String::as_str));
-        let path = self.path.clone();
+        let (path, images) = (self.path.clone(), self.images);
         let reader = builder
             .with_projection(mask)
             .with_batch_size(ROWS_AT_ONCE)
@@ -152,7 +175,7 @@ impl Shard {
         let mut next_id = self.first_row;
         Ok(Box::new(reader.flat_map(move |batch| {
             let rows: Vec<Result<Row>> = match batch {
-                Ok(batch) => Columns::of(&batch).rows(next_id),
+                Ok(batch) => Columns::of(&batch, images).rows(next_id),
                 Err(e) => vec![Err(parquet_file::unreadable(&path, &e))],
             };
             next_id += rows.len() as u64;
@@ -161,12 +184,17 @@ impl Shard {
     }
 }
 
-fn check_columns(path: &Path, schema: &Schema) -> Result<()> {
+fn check_columns(path: &Path, schema: &Schema, images: Images) -> Result<()> {
     let place = path.display().to_string();
-    let remedy = "Pick-a-Pic v2 has caption, jpg_0, jpg_1 (the `no_images` variant lacks these) and label_0; \
-                  rename the columns, or get the variant with images.";
-    let missing: Vec<&str> = NEEDED
-        .into_iter()
+    let remedy = match images {
+        Images::Pairs => {
+            "Pick-a-Pic v2 has caption, jpg_0, jpg_1 (the `no_images` variant lacks these) and label_0; \
+             rename the columns, or get the variant with images."
+        }
+        Images::Single => "Rated images have caption, jpg_0 and label_0; rename the columns.",
+    };
+    let missing: Vec<&str> = images
+        .needed()
         .filter(|name| schema.field_with_name(name).is_err())
         .collect();
     if !missing.is_empty() {
@@ -219,27 +247,29 @@ fn is_image(data_type: &DataType) -> bool {
 struct Columns<'a> {
     rows: usize,
     caption: &'a StringArray,
-    images: [Images<'a>; 2],
+    first: Files<'a>,
+    /// Absent where a row has one image.
+    second: Option<Files<'a>>,
     label: &'a dyn Array,
     has_label: Option<&'a dyn Array>,
     scores: [Option<&'a dyn Array>; 2],
 }
 
 /// Image files, and for structs also which of them are null as a whole.
-struct Images<'a> {
+struct Files<'a> {
     bytes: &'a BinaryArray,
     structs: Option<&'a StructArray>,
 }
 
 impl<'a> Columns<'a> {
-    fn of(batch: &'a RecordBatch) -> Self {
+    fn of(batch: &'a RecordBatch, images: Images) -> Self {
         let optional = |name: &str| batch.column_by_name(name).map(|column| &**column);
         let needed = |name: &str| optional(name).expect("open() saw this column in the same file");
-        let images = |name: &str| {
+        let files = |name: &str| {
             let column = needed(name);
             let structs = column.as_struct_opt();
             let bytes = structs.map_or(column, |s| &**s.column(0));
-            Images {
+            Files {
                 bytes: bytes.as_binary(),
                 structs,
             }
@@ -247,7 +277,8 @@ impl<'a> Columns<'a> {
         Self {
             rows: batch.num_rows(),
             caption: needed("caption").as_string(),
-            images: [images("jpg_0"), images("jpg_1")],
+            first: files("jpg_0"),
+            second: (images == Images::Pairs).then(|| files(SECOND_IMAGE)),
             label: needed("label_0"),
             has_label: optional("has_label"),
             scores: [optional("score_0"), optional("score_1")],
@@ -274,19 +305,22 @@ impl<'a> Columns<'a> {
         let preference = match label {
             1.0 => Preference::First,
             0.0 => Preference::Second,
+            0.5 if self.second.is_none() => return Ok(Row::Unlabelled(id)),
             0.5 => Preference::Tie,
             other => return Err(format!("label_0 is {other}, which is none of 0, 0.5 and 1")),
         };
         if self.caption.is_null(row) {
             return Err("caption is null".into());
         }
+        let first = self.first.file(row, "jpg_0")?;
+        let second = match &self.second {
+            Some(files) => files.file(row, SECOND_IMAGE)?,
+            None => first.clone(),
+        };
         Ok(Row::Pair(Pair {
             id,
             caption: self.caption.value(row).to_owned(),
-            images: [
-                self.images[0].file(row, "jpg_0")?,
-                self.images[1].file(row, "jpg_1")?,
-            ],
+            images: [first, second],
             preference,
             scores: match self.scores.map(|column| column.and_then(|c| number(c, row))) {
                 [Some(first), Some(second)] => Some([first as f32, second as f32]),
@@ -296,7 +330,7 @@ impl<'a> Columns<'a> {
     }
 }
 
-impl Images<'_> {
+impl Files<'_> {
     fn file(&self, row: usize, name: &str) -> Result<Vec<u8>, String> {
         let present = self.structs.is_none_or(|s| s.is_valid(row)) && self.bytes.is_valid(row);
         match present {
@@ -337,7 +371,7 @@ mod tests {
     }
 
     fn rows(name: &str, split: &str) -> Vec<Row> {
-        let source = PickAPic::open(&fixture(name), split).unwrap();
+        let source = PickAPic::open(&fixture(name), split, Images::Pairs).unwrap();
         let rows: Vec<Row> = source.rows().unwrap().collect::<Result<_>>().unwrap();
         assert_eq!(source.len(), rows.len() as u64);
         rows
@@ -396,7 +430,7 @@ mod tests {
 
     #[test]
     fn missing_columns_are_named_with_their_file() {
-        let error = PickAPic::open(&fixture("missing"), "train")
+        let error = PickAPic::open(&fixture("missing"), "train", Images::Pairs)
             .unwrap_err()
             .to_string();
         assert!(
@@ -407,20 +441,20 @@ mod tests {
 
     #[test]
     fn a_split_that_is_not_there_lists_those_that_are() {
-        let error = PickAPic::open(&fixture("whole"), "validation")
+        let error = PickAPic::open(&fixture("whole"), "validation", Images::Pairs)
             .unwrap_err()
             .to_string();
         assert!(error.contains("heldout, train"), "{error}");
         let first = PickAPic::first_split(&fixture("whole"), &["validation", "heldout"]).unwrap();
         assert_eq!(first, Some("heldout"));
-        assert!(PickAPic::open(&fixture("nowhere"), "train").is_err());
+        assert!(PickAPic::open(&fixture("nowhere"), "train", Images::Pairs).is_err());
     }
 
     #[test]
     fn one_file_can_be_named_and_rows_are_located() {
         let file = fixture("whole/train-00001-of-00002.parquet");
-        assert_eq!(PickAPic::open(&file, "any").unwrap().len(), 5);
-        let place = PickAPic::open(&fixture("whole"), "train")
+        assert_eq!(PickAPic::open(&file, "any", Images::Pairs).unwrap().len(), 5);
+        let place = PickAPic::open(&fixture("whole"), "train", Images::Pairs)
             .unwrap()
             .locate(PairId(7));
         assert!(place.ends_with("train-00001-of-00002.parquet, row 2"), "{place}");
@@ -431,7 +465,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let whole = fs::read(fixture("whole/train-00000-of-00002.parquet")).unwrap();
         fs::write(dir.path().join("train-0.parquet"), &whole[..whole.len() - 100]).unwrap();
-        let error = PickAPic::open(dir.path(), "train").unwrap_err();
+        let error = PickAPic::open(dir.path(), "train", Images::Pairs).unwrap_err();
         assert!(
             error
                 .to_string()
@@ -443,7 +477,7 @@ mod tests {
         let mut damaged = whole;
         damaged[4..2000].fill(0x55);
         fs::write(dir.path().join("train-0.parquet"), damaged).unwrap();
-        let source = PickAPic::open(dir.path(), "train").unwrap();
+        let source = PickAPic::open(dir.path(), "train", Images::Pairs).unwrap();
         assert!(source.rows().unwrap().any(|row| row.is_err()));
     }
 
@@ -452,7 +486,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("train-0.parquet");
         fs::copy(fixture("struct/train-00000-of-00001.parquet"), &file).unwrap();
-        let stamp = || PickAPic::open(dir.path(), "train").unwrap().stamp().unwrap();
+        let stamp = || {
+            PickAPic::open(dir.path(), "train", Images::Pairs)
+                .unwrap()
+                .stamp()
+                .unwrap()
+        };
         let before = stamp();
         assert_eq!(before, stamp());
         fs::copy(fixture("broken/train-00000-of-00001.parquet"), &file).unwrap();

@@ -110,7 +110,7 @@ pub fn fixture(name: &str) -> PathBuf {
 }
 
 pub fn source(name: &str) -> PickAPic {
-    PickAPic::open(&fixture(name), "train").unwrap()
+    PickAPic::open(&fixture(name), "train", Images::Pairs).unwrap()
 }
 
 pub const OPTIONS: EncodeOptions = EncodeOptions {

@@ -8,6 +8,7 @@ use super::initial;
 use super::model::Model;
 use super::source::{ReadyPair, Source, Text};
 use crate::config::adapter::AdapterConfig;
+use crate::config::data::DataKind;
 use crate::config::objective::ObjectiveConfig;
 use crate::config::{Config, TrainPlan};
 use crate::data::image::View;
@@ -26,7 +27,7 @@ use crate::{Error, Result, adapter};
 ///
 /// # Errors
 /// The objective needs scores that the data set does not have.
-pub fn objective(config: &ObjectiveConfig, train: &Dataset) -> Result<Box<dyn Objective>> {
+pub fn objective(config: &ObjectiveConfig, data: DataKind, train: &Dataset) -> Result<Box<dyn Objective>> {
     let needs = config.objective().needs();
     if needs.scores
         && let Some(pair) = train.pairs().iter().find(|pair| pair.scores.is_none())
@@ -41,6 +42,9 @@ pub fn objective(config: &ObjectiveConfig, train: &Dataset) -> Result<Box<dyn Ob
         ));
     }
     let mut config = config.clone();
+    if let ObjectiveConfig::Kto(kto) = &mut config {
+        kto.unpaired = data == DataKind::Rated;
+    }
     if let ObjectiveConfig::Smpo(smpo) = &mut config {
         smpo.score_range = Some(match smpo.score_range {
             Some(range) => range,

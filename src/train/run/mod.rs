@@ -33,6 +33,7 @@ use super::step::{StepStats, Stepper};
 use super::summary::{HeldOutScores, Manifest, Summary, Versions};
 use super::{memory, results};
 use crate::config::TrainPlan;
+use crate::config::data::DataKind;
 use crate::config::guard::GuardAction;
 use crate::config::reference::UpdateConfig;
 use crate::data::Loader;
@@ -74,7 +75,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     let model = Model::open(&plan.model)?;
     let data = Data::prepare(plan, &model, options.console, options.stop)?;
     let streams = Streams::new(plan.seed);
-    let objective = prepare::objective(&plan.objective, &data.train)?;
+    let objective = prepare::objective(&plan.objective, plan.data.kind, &data.train)?;
     let objective = objective.as_ref();
     let needs = objective.needs();
     let rollouts = match needs.experience.is_online() {
@@ -113,7 +114,11 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
             Some(rollouts) => Feed::Rollouts(Box::new(rollouts)),
             None => {
                 let (ties, dropout) = (plan.data.ties, plan.data.prompt_dropout);
-                Feed::Pairs(Loader::new(&data.train, streams, ties, dropout))
+                let loader = Loader::new(&data.train, streams, ties, dropout);
+                Feed::Pairs(match plan.data.kind {
+                    DataKind::Pickapic => loader,
+                    DataKind::Rated => loader.of_single_images(),
+                })
             }
         },
         identity,

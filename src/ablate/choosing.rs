@@ -1,6 +1,7 @@
 //! Which of the tuned values each arm goes on with.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::arms::Choice;
 use super::plan::AblationPlan;
@@ -21,6 +22,9 @@ pub struct Candidate {
     pub value: Option<f64>,
     /// Whether the arm goes on with it.
     pub chosen: bool,
+    /// Of the chosen one, the keys whose lowest or highest value it has: a better one may lie beyond what was tried.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub at_the_edge: Vec<String>,
 }
 
 /// Every candidate that was tried, arm by arm. The best of an arm has the highest value, of equal ones it is the first.
@@ -55,6 +59,7 @@ pub(super) fn candidates(plan: &AblationPlan, rows: &[Row]) -> Vec<Candidate> {
                 seeds: values.len(),
                 value: is_whole.then(|| values.iter().sum::<f64>() / values.len() as f64),
                 chosen: false,
+                at_the_edge: Vec::new(),
             });
         }
         let best = tried
@@ -63,6 +68,7 @@ pub(super) fn candidates(plan: &AblationPlan, rows: &[Row]) -> Vec<Candidate> {
             .fold(f64::NEG_INFINITY, f64::max);
         if let Some(first) = tried.iter_mut().find(|candidate| candidate.value == Some(best)) {
             first.chosen = true;
+            first.at_the_edge = edges(&first.choice, &arm.candidates);
         }
         all.extend(tried);
     }
@@ -81,7 +87,40 @@ pub(super) fn choices(plan: &AblationPlan, candidates: &[Candidate]) -> Vec<Opti
     plan.arms.iter().map(of_arm).collect()
 }
 
+/// Keys with several numbers among `candidates` of which `choice` has the lowest or the highest.
+fn edges(choice: &Choice, candidates: &[Choice]) -> Vec<String> {
+    let is_at_edge = |(path, value): (&String, &Value)| {
+        let own = value.as_f64()?;
+        let all: Option<Vec<f64>> = candidates.iter().map(|other| other.get(path)?.as_f64()).collect();
+        let all = all?;
+        let (below, above) = (all.iter().any(|v| *v < own), all.iter().any(|v| *v > own));
+        (below != above).then(|| path.clone())
+    };
+    choice.iter().filter_map(is_at_edge).collect()
+}
+
 fn mean(values: &[Option<f64>]) -> Option<f64> {
     let known: Vec<f64> = values.iter().flatten().copied().collect();
     (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_choice_at_the_end_of_what_was_tried_is_told() {
+        let choice = |lr: f64, beta: f64, kind: &str| -> Choice {
+            [("lr", json!(lr)), ("beta", json!(beta)), ("kind", json!(kind))]
+                .map(|(path, value)| (path.to_owned(), value))
+                .into_iter()
+                .collect()
+        };
+        let all: Vec<Choice> = [0.1, 0.2, 0.3].map(|lr| choice(lr, 5.0, "a")).into();
+        assert_eq!(edges(&all[0], &all), ["lr"]);
+        assert!(edges(&all[1], &all).is_empty());
+        assert_eq!(edges(&all[2], &all), ["lr"]);
+    }
 }

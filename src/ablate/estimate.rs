@@ -28,7 +28,8 @@ impl Estimate {
         if known.is_empty() {
             return String::new();
         }
+        let runs = if left == 1 { "run" } else { "runs" };
         let mean = known.iter().sum::<f64>() / known.len() as f64;
-        format!("; about {} left for {left} runs", clock(mean * left as f64))
+        format!("; about {} left for {left} {runs}", clock(mean * left as f64))
     }
 }

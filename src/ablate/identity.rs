@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::config::TrainPlan;
+use crate::config::adapter::AdapterConfig;
 use crate::eval::config::EvalPlan;
 use crate::model_folder::{ModelFolder, hash_named};
 use crate::{Result, reward};
@@ -62,9 +63,25 @@ impl Files {
     /// # Errors
     /// One cannot be read.
     pub fn of_training(&mut self, plan: &TrainPlan) -> Result<String> {
-        let model = self.model(&plan.model)?;
-        let data = self.of("data", &plan.data.path)?;
-        Ok(model + &data)
+        let mut all = self.model(&plan.model)?;
+        all += &self.of("data", &plan.data.path)?;
+        let (samples, rollout) = (&plan.samples, &plan.rollout);
+        let mut rewards: Vec<&String> = samples.rewards.iter().chain(&samples.features).collect();
+        let mut files = vec![samples.file.as_deref()];
+        if let AdapterConfig::Lora(lora) = &plan.adapter {
+            files.push(lora.init.as_deref());
+        }
+        if plan.objective.objective().needs().experience.is_online() {
+            files.extend([rollout.prompts.as_deref(), rollout.labels.as_deref()]);
+            rewards.extend(rollout.labels.is_none().then_some(&rollout.reward));
+        }
+        for file in files.into_iter().flatten() {
+            all += &self.of("file", file)?;
+        }
+        for reward in rewards {
+            all += &self.of("reward", &reward::find(reward)?)?;
+        }
+        Ok(all)
     }
 
     /// Those that judge images of `model`.

@@ -219,7 +219,11 @@ fn tried(tuning: &TuningResult) -> Table {
             candidate.strategy.as_str().into(),
             in_words(&candidate.choice).into(),
             candidate.value.into(),
-            if candidate.chosen { "yes" } else { "" }.into(),
+            match (candidate.chosen, candidate.at_the_edge.is_empty()) {
+                (false, _) => "".into(),
+                (true, true) => "yes".into(),
+                (true, false) => format!("yes, at the edge of {}", candidate.at_the_edge.join(", ")).into(),
+            },
         ]);
     }
     table

@@ -158,7 +158,7 @@ fn failures(results: &Results) -> Result<()> {
     match named.len() {
         0 => Ok(()),
         n => Err(Error::Diverged(format!(
-            "{n} runs diverged and are in no table: {}. rows.jsonl holds the reason of each; lower their learning rate",
+            "{n} of the runs diverged and are in no mean: {}. rows.jsonl holds the reason of each; lower their learning rate",
             named.join("; ")
         ))),
     }

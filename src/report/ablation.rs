@@ -36,8 +36,28 @@ struct Results {
     images_per_prompt: usize,
     base: Option<Base>,
     arms: Vec<Arm>,
+    tuning: Option<Tuning>,
     failures: Vec<Failure>,
     missing: usize,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Tuning {
+    by: String,
+    prompts: usize,
+    candidates: Vec<Candidate>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Candidate {
+    method: String,
+    strategy: String,
+    choice: IndexMap<String, Value>,
+    value: Option<f64>,
+    chosen: bool,
+    at_the_edge: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -147,7 +167,7 @@ impl Ablation {
         let results = &self.results;
         let mut section = Section::new(format!("Ablation {}", self.name));
         section.say(&format!(
-            "{} methods under strategies, judged by {} prompts with {} images each, which start from the same noise in every \
+            "{} combinations of method and strategy, judged by {} prompts with {} images each, which start from the same noise in every \
              model. Means are over seeds of training, with their standard errors.",
             results.arms.len(),
             results.prompts,
@@ -156,6 +176,15 @@ impl Ablation {
         section.body.push_str(&self.means());
         section.plots(self.gain_plots());
         section.body.push_str(&self.comparisons());
+        if let Some(tuning) = results
+            .tuning
+            .as_ref()
+            .filter(|tuning| !tuning.candidates.is_empty())
+        {
+            section
+                .body
+                .push_str(&fold("How hyperparameters were chosen", &tried(tuning)));
+        }
         if let Some(config) = &self.config {
             section
                 .body
@@ -243,20 +272,41 @@ impl Ablation {
         table(&format!("Comparisons{}", self.level()), &head, rows)
     }
 
+    /// Position of a strategy among all, which gives it its colour in every plot.
+    fn number_of(&self, strategy: &str) -> usize {
+        let mut strategies: Vec<&str> = Vec::new();
+        for arm in &self.results.arms {
+            if !strategies.contains(&arm.strategy.as_str()) {
+                strategies.push(&arm.strategy);
+            }
+        }
+        strategies
+            .iter()
+            .position(|name| *name == strategy)
+            .unwrap_or_default()
+    }
+
     /// The gains of all arms over the baseline strategy, a plot for each reward.
     fn gain_plots(&self) -> Vec<Figure> {
         let plot = |reward: &String| {
-            let row = |(number, arm): (usize, &Arm)| {
+            let row = |arm: &Arm| {
                 let compared = arm.rewards.get(reward)?.against_baseline?;
-                Some(interval_row(arm.name(), number, compared.difference?, 1.0))
+                Some(interval_row(
+                    arm.name(),
+                    self.number_of(&arm.strategy),
+                    compared.difference?,
+                    1.0,
+                ))
             };
-            let rows: Vec<_> = self.results.arms.iter().enumerate().filter_map(row).collect();
+            let rows: Vec<_> = self.results.arms.iter().filter_map(row).collect();
             if rows.is_empty() {
                 return None;
             }
             let plot = Intervals {
                 title: format!("Gain over {} by {reward}", self.results.baseline),
-                x: format!("mean difference{}", self.level()),
+                x: self.results.level.map_or("mean difference".to_owned(), |level| {
+                    format!("mean difference, {:.0} % intervals", 100.0 * level)
+                }),
                 rows,
                 reference: Some(0.0),
             };
@@ -285,7 +335,9 @@ impl Ablation {
     /// Every measure over the steps, and those of pictures against the reward that labelled the pairs.
     fn curves_of(&self, method: &str) -> Vec<Figure> {
         let of_method = self.results.arms.iter().filter(|arm| arm.method == method);
-        let arms: Vec<(usize, &Arm)> = of_method.enumerate().collect();
+        let arms: Vec<(usize, &Arm)> = of_method
+            .map(|arm| (self.number_of(&arm.strategy), arm))
+            .collect();
         let names: Vec<&String> = arms
             .iter()
             .take(1)
@@ -309,13 +361,40 @@ impl Arm {
     }
 
     fn chosen(&self) -> String {
-        let parts: Vec<String> = self
-            .choice
-            .iter()
-            .map(|(path, value)| format!("{path} {value}"))
-            .collect();
-        parts.join(", ")
+        in_words(&self.choice)
     }
+}
+
+/// `optimizer.lr 0.0001, objective.beta 2000`.
+fn in_words(choice: &IndexMap<String, Value>) -> String {
+    let parts: Vec<String> = choice
+        .iter()
+        .map(|(path, value)| format!("{path} {value}"))
+        .collect();
+    parts.join(", ")
+}
+
+/// A row per candidate.
+fn tried(tuning: &Tuning) -> String {
+    let caption = format!(
+        "Every candidate with its mean {} on {} prompts that are in no other table; the highest is chosen",
+        tuning.by, tuning.prompts
+    );
+    let head = ["model", "values", "mean", "chosen"].map(String::from);
+    let row = |candidate: &Candidate| {
+        let chosen = match (candidate.chosen, candidate.at_the_edge.is_empty()) {
+            (false, _) => String::new(),
+            (true, true) => "yes".to_owned(),
+            (true, false) => format!("yes, at the edge of {}", candidate.at_the_edge.join(", ")),
+        };
+        vec![
+            Cell::text(format!("{} + {}", candidate.method, candidate.strategy)),
+            Cell::text(in_words(&candidate.choice)),
+            Cell::number(candidate.value.map(number)),
+            Cell::text(chosen),
+        ]
+    };
+    table(&caption, &head, tuning.candidates.iter().map(row).collect())
 }
 
 fn is_of_pictures(name: &str) -> bool {

@@ -151,7 +151,7 @@ tuning: {prompts: [others.txt], seeds: [7], images_per_prompt: 1, by: aesthetic}
     let output = workspace.run(&["--quiet"]);
     let error = paragraph(&output, 1);
     assert!(
-        error.contains("1 runs diverged and are in no table: wild + plain, seed 0"),
+        error.contains("1 of the runs diverged and are in no mean: wild + plain, seed 0"),
         "{error}"
     );
     let rows = workspace.rows();

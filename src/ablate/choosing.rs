@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::arms::Choice;
+use super::arms::{Arm, Choice};
+use super::judging::Tuning;
 use super::plan::AblationPlan;
 use super::rows::{Row, RunId};
 
@@ -27,57 +28,61 @@ pub struct Candidate {
     pub at_the_edge: Vec<String>,
 }
 
-/// Every candidate that was tried, arm by arm. The best of an arm has the highest value, of equal ones it is the first.
+/// Every candidate that was tried, arm by arm. The best of an arm has the highest value, of equal ones it is the first; nothing is
+/// chosen before all runs of the arm's candidates have a row.
 pub(super) fn candidates(plan: &AblationPlan, rows: &[Row]) -> Vec<Candidate> {
     let Some(tuning) = &plan.tuning else {
         return Vec::new();
     };
-    let mut all = Vec::new();
-    for arm in plan.arms.iter().filter(|arm| arm.candidates.len() > 1) {
-        let value = |choice: &Choice, seed: u64| {
-            let id = RunId {
-                method: arm.method.clone(),
-                strategy: arm.strategy.clone(),
-                choice: choice.clone(),
-                seed,
-            };
-            let row = rows.iter().find(|row| row.run.as_ref() == Some(&id))?;
-            mean(row.scores()?.rewards.get(&tuning.by)?)
+    let tuned = plan.arms.iter().filter(|arm| arm.candidates.len() > 1);
+    tuned.flat_map(|arm| of_arm(arm, tuning, rows)).collect()
+}
+
+fn of_arm(arm: &Arm, tuning: &Tuning, rows: &[Row]) -> Vec<Candidate> {
+    let row_of = |choice: &Choice, seed: u64| {
+        let id = RunId {
+            method: arm.method.clone(),
+            strategy: arm.strategy.clone(),
+            choice: choice.clone(),
+            seed,
         };
-        let mut tried: Vec<Candidate> = Vec::new();
-        for choice in &arm.candidates {
-            let values: Vec<f64> = tuning
-                .seeds
-                .iter()
-                .filter_map(|seed| value(choice, *seed))
-                .collect();
-            let is_whole = values.len() == tuning.seeds.len();
-            tried.push(Candidate {
-                method: arm.method.clone(),
-                strategy: arm.strategy.clone(),
-                choice: choice.clone(),
-                seeds: values.len(),
-                value: is_whole.then(|| values.iter().sum::<f64>() / values.len() as f64),
-                chosen: false,
-                at_the_edge: Vec::new(),
-            });
-        }
-        let best = tried
+        rows.iter().find(|row| row.run.as_ref() == Some(&id))
+    };
+    let worth = |row: &Row| mean(row.scores()?.rewards.get(&tuning.by)?);
+    let mut tried: Vec<Candidate> = Vec::new();
+    let mut is_complete = true;
+    for choice in &arm.candidates {
+        let found: Vec<&Row> = tuning
+            .seeds
             .iter()
-            .filter_map(|candidate| candidate.value)
-            .fold(f64::NEG_INFINITY, f64::max);
-        if let Some(first) = tried.iter_mut().find(|candidate| candidate.value == Some(best)) {
-            first.chosen = true;
-            first.at_the_edge = edges(&first.choice, &arm.candidates);
-        }
-        all.extend(tried);
+            .filter_map(|seed| row_of(choice, *seed))
+            .collect();
+        is_complete &= found.len() == tuning.seeds.len();
+        let values: Vec<f64> = found.into_iter().filter_map(worth).collect();
+        let is_whole = values.len() == tuning.seeds.len();
+        tried.push(Candidate {
+            method: arm.method.clone(),
+            strategy: arm.strategy.clone(),
+            choice: choice.clone(),
+            seeds: values.len(),
+            value: is_whole.then(|| values.iter().sum::<f64>() / values.len() as f64),
+            chosen: false,
+            at_the_edge: Vec::new(),
+        });
     }
-    all
+    let known = tried.iter().filter_map(|candidate| candidate.value);
+    let best = known.fold(f64::NEG_INFINITY, f64::max);
+    let first = tried.iter_mut().find(|candidate| candidate.value == Some(best));
+    if let Some(first) = first.filter(|_| is_complete) {
+        first.chosen = true;
+        first.at_the_edge = edges(&first.choice, &arm.candidates);
+    }
+    tried
 }
 
 /// What each arm is trained with in the end; none for an arm of which no candidate could be trained to the end.
 pub(super) fn choices(plan: &AblationPlan, candidates: &[Candidate]) -> Vec<Option<Choice>> {
-    let of_arm = |arm: &super::arms::Arm| match &arm.candidates[..] {
+    let of_arm = |arm: &Arm| match &arm.candidates[..] {
         [only] => Some(only.clone()),
         _ => candidates
             .iter()

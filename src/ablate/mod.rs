@@ -7,7 +7,7 @@
 //! rows ─► results.rs: means over seeds, intervals over seeds and prompts ─► tables.rs, DIR/ablation.json
 //! ```
 //!
-//! A run is identified by its settings and the content of the files that they name ([`mod@identity`]): one that has a row is never
+//! A run is identified by its settings and the content of the files that they name (identity.rs): one that has a row is never
 //! run again, and one that was interrupted goes on. All runs share the encoding cache and the initial model's images. Tables
 //! come from the rows alone.
 

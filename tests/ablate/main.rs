@@ -173,6 +173,21 @@ tuning: {prompts: [others.txt], seeds: [7], images_per_prompt: 1, by: aesthetic}
         let chosen = rows.iter().find(is_final).unwrap();
         assert_eq!(chosen["run"]["choice"], best["run"]["choice"], "{strategy}");
     }
+    // As long as a candidate has no row, nothing is chosen and no final run is known.
+    let some: Vec<&Value> = rows
+        .iter()
+        .filter(|row| row["run"]["choice"]["optimizer.lr"] != 0.02)
+        .collect();
+    let lines: Vec<String> = some.iter().map(|row| row.to_string() + "\n").collect();
+    workspace.write("some.jsonl", &lines.concat());
+    let partial = workspace.ran(&["--tables-only", "--rows", "some.jsonl", "--format", "json"]);
+    let partial: Value = serde_json::from_str(&stdout(&partial)).unwrap();
+    let tried_so_far = partial["tuning"]["candidates"].as_array().unwrap();
+    assert!(
+        tried_so_far.iter().all(|candidate| candidate["chosen"] == false),
+        "{partial}"
+    );
+    assert_eq!(partial["missing"], 2, "{partial}");
     let failed = rows.iter().find(|row| row["status"] == "failed").unwrap();
     assert!(
         failed["run"]["method"] == "wild" && failed["reason"].as_str().unwrap().contains("not finite"),

@@ -84,30 +84,36 @@ pub fn run(plan: &AblationPlan, output: &Path, options: &AblateOptions) -> Resul
     Ok(results)
 }
 
-/// The results of rows that are there, without running anything. Rows are known by their settings: the model, the data and the
-/// rewards need not be what they were.
+/// The results of rows that are there, without running anything, and how many of the rows were made under other settings or by
+/// a version of the program that resolves them differently. Rows are known by what their run is called: the model, the
+/// data and the rewards need not be what they were.
 ///
 /// # Errors
 /// The rows cannot be read.
-pub fn results_of_rows(plan: &AblationPlan, rows: &Path) -> Result<Results> {
+pub fn results_of_rows(plan: &AblationPlan, rows: &Path) -> Result<(Results, usize)> {
     if !rows.is_file() {
         let remedy = "Run the ablation first, or name its rows with --rows.";
         return Err(Error::bad(rows.display().to_string(), "is not there", remedy));
     }
     let rows = Rows::read(rows)?;
-    let of = |phase: Phase, runs: &[Run]| -> Vec<Row> {
+    let mut others = 0;
+    let mut of = |phase: Phase, runs: &[Run]| -> Vec<Row> {
         let base = identity::settings(None, plan.evaluation_of(phase));
-        let wanted = std::iter::once(&base).chain(runs.iter().map(|run| &run.settings));
-        wanted
-            .filter_map(|settings| rows.by_settings(settings))
-            .cloned()
-            .collect()
+        let runs = runs.iter().map(|run| (Some(&run.id), &run.settings));
+        let mut found = Vec::new();
+        for (run, settings) in std::iter::once((None, &base)).chain(runs) {
+            if let Some(row) = rows.of(phase, run, settings) {
+                others += usize::from(row.settings != *settings);
+                found.push(row.clone());
+            }
+        }
+        found
     };
     let tried = of(Phase::Tuning, &plan.tuning_runs()?);
     let candidates = choosing::candidates(plan, &tried);
     let choices = choosing::choices(plan, &candidates);
     let found = of(Phase::Final, &plan.final_runs(&choices)?);
-    Ok(Results::of(plan, &found, &tried, candidates))
+    Ok((Results::of(plan, &found, &tried, candidates), others))
 }
 
 /// How far each run is: those of the tuning, then the final ones as far as values are chosen for them.

@@ -162,8 +162,6 @@ pub struct Rows {
     rows: Vec<Row>,
     /// Position of the newest row of a key.
     by_key: HashMap<String, usize>,
-    /// Position of the newest row of settings.
-    by_settings: HashMap<String, usize>,
 }
 
 impl Rows {
@@ -176,7 +174,6 @@ impl Rows {
             path: path.to_path_buf(),
             rows: Vec::new(),
             by_key: HashMap::new(),
-            by_settings: HashMap::new(),
         };
         if !path.exists() {
             return Ok(rows);
@@ -203,7 +200,6 @@ impl Rows {
     fn put(&mut self, row: Row) {
         let position = self.rows.len();
         self.by_key.insert(row.key.clone(), position);
-        self.by_settings.insert(row.settings.clone(), position);
         self.rows.push(row);
     }
 
@@ -233,11 +229,12 @@ impl Rows {
         self.by_key.get(key).map(|position| &self.rows[*position])
     }
 
-    /// The newest row of these settings, whatever the files were.
-    pub fn by_settings(&self, settings: &str) -> Option<&Row> {
-        self.by_settings
-            .get(settings)
-            .map(|position| &self.rows[*position])
+    /// The newest row of a run (none for the initial model) with these settings; else, of whatever settings.
+    pub fn of(&self, phase: Phase, run: Option<&RunId>, settings: &str) -> Option<&Row> {
+        let is_of = |row: &&Row| row.phase == phase && row.run.as_ref() == run;
+        let newest_first = || self.rows.iter().rev().filter(is_of);
+        let same = newest_first().find(|row| row.settings == settings);
+        same.or_else(|| newest_first().next())
     }
 
     /// Every row, the oldest first.

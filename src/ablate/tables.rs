@@ -258,41 +258,43 @@ fn numbers(results: &Results) -> Table {
         }
     }
     for arm in &results.arms {
-        let of_arm = |measure: &str, against: &str, summary: Option<Summary>| -> Vec<Cell> {
-            vec![
-                arm.method.as_str().into(),
-                arm.strategy.as_str().into(),
-                measure.into(),
-                against.into(),
-                arm.seeds.len().into(),
-                summary.map(|s| s.mean).into(),
-                summary.and_then(|s| s.standard_error).into(),
-            ]
-        };
-        for (name, result) in &arm.rewards {
-            let with_base = Some((result.against_base, "base"));
-            let with_baseline = result.against_baseline.map(|c| (c, results.baseline.as_str()));
-            for (compared, against) in with_base.into_iter().chain(with_baseline) {
-                let mut row = of_arm(name, against, Some(result.summary));
-                row.extend(cells(Some(compared.win_rate)));
-                row.extend(cells(Some(compared.difference)));
-                table.push(row);
-            }
-        }
-        if arm.average_win_rate.is_some() {
-            let mut row = of_arm("average", "base", None);
-            row.extend(cells(arm.average_win_rate));
-            row.extend(cells(None));
-            table.push(row);
-        }
-        for (name, summary) in &arm.sets {
-            let mut row = of_arm(name, "", Some(*summary));
-            row.extend(cells(None));
-            row.extend(cells(None));
-            table.push(row);
-        }
+        numbers_of(arm, &results.baseline)
+            .into_iter()
+            .for_each(|row| table.push(row));
     }
     table
+}
+
+/// The rows of an arm.
+fn numbers_of(arm: &ArmResult, baseline: &str) -> Vec<Vec<Cell>> {
+    let row = |measure: &str, against: &str, summary: Option<Summary>, compared: [Option<Rate>; 2]| {
+        let mut row: Vec<Cell> = vec![
+            arm.method.as_str().into(),
+            arm.strategy.as_str().into(),
+            measure.into(),
+            against.into(),
+            arm.seeds.len().into(),
+            summary.map(|s| s.mean).into(),
+            summary.and_then(|s| s.standard_error).into(),
+        ];
+        row.extend(compared.into_iter().flat_map(cells));
+        row
+    };
+    let mut rows = Vec::new();
+    for (name, result) in &arm.rewards {
+        let with_base = Some((result.against_base, "base"));
+        let with_baseline = result.against_baseline.map(|compared| (compared, baseline));
+        for (compared, against) in with_base.into_iter().chain(with_baseline) {
+            let rates = [Some(compared.win_rate), Some(compared.difference)];
+            rows.push(row(name, against, Some(result.summary), rates));
+        }
+    }
+    if arm.average_win_rate.is_some() {
+        rows.push(row("average", "base", None, [arm.average_win_rate, None]));
+    }
+    let sets = arm.sets.iter();
+    rows.extend(sets.map(|(name, summary)| row(name, "", Some(*summary), [None, None])));
+    rows
 }
 
 fn cells(rate: Option<Rate>) -> [Cell; 3] {

@@ -76,7 +76,13 @@ impl Ablate {
         let plan = AblationPlan::read(config)?;
         if self.instead.tables_only {
             let rows = self.rows.unwrap_or_else(|| folder.join(ablate::ROWS));
-            let results = ablate::results_of_rows(&plan, &rows)?;
+            let (results, others) = ablate::results_of_rows(&plan, &rows)?;
+            if others > 0 {
+                Console::new(quiet).say(&format!(
+                    "{}: {others} rows were made under other settings than the file's, or by another version",
+                    rows.display()
+                ));
+            }
             return output::line(tables::render(&results, self.format));
         }
         let console = Console::new(quiet);

@@ -4,8 +4,8 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::common::stdout;
 use crate::common::train::paragraph;
+use crate::common::{stderr, stdout};
 use crate::workspace::Workspace;
 
 /// The numbers of every image, prompt by prompt.
@@ -89,6 +89,12 @@ pub fn numbers_are_those_of_the_rows(workspace: &Workspace) {
     }
 }
 
+/// The settings of the last row.
+fn last_settings(rows: &str) -> String {
+    let row: Value = serde_json::from_str(rows.lines().last().unwrap()).unwrap();
+    row["settings"].as_str().unwrap().to_owned()
+}
+
 /// The page that an ablation leaves, and its plots.
 pub fn the_report_shows_the_numbers(workspace: &Workspace) {
     let page = fs::read_to_string(workspace.path("out/report.html")).unwrap();
@@ -131,6 +137,18 @@ pub fn tables_come_from_the_rows_alone(workspace: &Workspace) {
     let again = workspace.ran(&["--tables-only", "--rows", "kept.jsonl", "--format", "markdown"]);
     assert_eq!(stdout(&again), printed);
     assert!(!workspace.path("out").exists());
+    // Rows of other settings are taken, and it is said.
+    let kept = fs::read_to_string(workspace.path("kept.jsonl")).unwrap();
+    let settings = last_settings(&kept);
+    let changed: String = kept.replace(&settings, &"0".repeat(settings.len()));
+    workspace.write("changed.jsonl", &changed);
+    let again = workspace.ran(&["--tables-only", "--rows", "changed.jsonl", "--format", "json"]);
+    assert_eq!(stdout(&again), expected);
+    assert!(
+        stderr(&again).contains("changed.jsonl: 1 rows were made under other settings"),
+        "{}",
+        stderr(&again)
+    );
     let error = paragraph(&workspace.run(&["--tables-only"]), 2);
     assert!(error.contains("out/rows.jsonl: is not there"), "{error}");
 }

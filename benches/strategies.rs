@@ -26,7 +26,7 @@ const PAIRS: usize = 16;
 /// Draws of the drift probe, as by default.
 const PROBE: usize = 64;
 /// Steps of each kind; the first ones of a session are slower than the rest and not counted.
-const STEPS: usize = 40;
+const STEPS: usize = 24;
 const WARM_UP: usize = 3;
 
 const PLAIN: &str = "reference={update: frozen}";

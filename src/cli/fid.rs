@@ -7,7 +7,7 @@ use clap::Args;
 use ortdpo::model_folder::ContentHash;
 use ortdpo::progress::Console;
 use ortdpo::reward::RewardModel;
-use ortdpo::runtime::{self, ExecutionProvider, RuntimeOptions, SessionOptions};
+use ortdpo::runtime::{self, RuntimeOptions};
 use ortdpo::score::{prompts, source};
 use ortdpo::setmetric::{
     self, Distance, KidOptions, Reference, SetFeatures, Statistics, frechet_distance, kid, vendi_score,
@@ -16,6 +16,7 @@ use ortdpo::stats::Summary;
 use ortdpo::table::{Column, Format, Table};
 use ortdpo::{Error, Result};
 
+use super::compute::{Compute, FeatureCache};
 use super::output;
 
 const EXAMPLES: &str = "\
@@ -57,18 +58,10 @@ pub struct Fid {
     /// Seed of the subsets
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Folder in which what networks said of pictures is kept, by the pictures' content
-    #[arg(long, value_name = "DIR", default_value = ".cache/features")]
-    cache: PathBuf,
-    /// Keep nothing
-    #[arg(long)]
-    no_cache: bool,
-    /// Where to compute
-    #[arg(long, default_value = "cpu", value_name = "NAME")]
-    ep: ExecutionProvider,
-    /// Threads; 0 for all
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    threads: usize,
+    #[command(flatten)]
+    cache: FeatureCache,
+    #[command(flatten)]
+    compute: Compute,
     /// text, markdown, csv, json or latex
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     format: Format,
@@ -106,11 +99,7 @@ impl Fid {
     }
 
     fn extractor(&self) -> Result<(Extractor, RewardModel)> {
-        let options = SessionOptions {
-            ep: self.ep,
-            threads: self.threads,
-            ..SessionOptions::default()
-        };
+        let options = self.compute.session();
         let model = RewardModel::open(&self.features, &options)?;
         let extractor = Extractor {
             name: model.manifest().name.clone(),
@@ -123,8 +112,7 @@ impl Fid {
     fn embed(&self, named: &str, console: Console) -> Result<(Extractor, SetFeatures)> {
         let (extractor, model) = self.extractor()?;
         let source = prompts::from_pictures(source::open(named)?);
-        let cache = (!self.no_cache).then_some(self.cache.as_path());
-        let set = setmetric::embed(model, source, cache, &STOP, console)?;
+        let set = setmetric::embed(model, source, self.cache.folder(), &STOP, console)?;
         for (file, problem) in &set.broken {
             console.say(&format!("{file}: {problem}; left out."));
         }

@@ -9,10 +9,11 @@ use ortdpo::generate::{self, GenerateOptions, GeneratePlan, Generated};
 use ortdpo::pipeline::{AdapterRef, Guidance};
 use ortdpo::progress::Console;
 use ortdpo::prompts::{self, Prompt};
-use ortdpo::runtime::{Arena, ExecutionProvider, SessionOptions};
+use ortdpo::runtime::{Arena, SessionOptions};
 use ortdpo::{Error, Result};
 use serde::Serialize;
 
+use super::compute::Compute;
 use super::output::{self, Format};
 
 const EXAMPLES: &str = "\
@@ -57,12 +58,8 @@ pub struct Generate {
     /// Images made at a time: more need more memory, and use many cores better
     #[arg(long, default_value_t = 8, value_name = "N")]
     batch: usize,
-    /// Where to compute
-    #[arg(long, default_value = "cpu", value_name = "NAME")]
-    ep: ExecutionProvider,
-    /// Threads; 0 for all
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    threads: usize,
+    #[command(flatten)]
+    compute: Compute,
     /// How to print the summary
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -131,10 +128,8 @@ impl Generate {
             .map_err(|e| Error::Runtime(format!("cannot listen for Ctrl-C: {e}")))?;
         let options = GenerateOptions {
             session: SessionOptions {
-                ep: self.ep,
-                threads: self.threads,
                 arena: Arena::Shared,
-                ..SessionOptions::default()
+                ..self.compute.session()
             },
             console: Console::new(quiet),
             stop: &STOP,

@@ -2,6 +2,7 @@
 
 pub mod ablate;
 pub mod bench;
+pub mod compute;
 pub mod derive;
 pub mod dims;
 pub mod doctor;

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, ValueEnum};
 use ortdpo::pairs::{self, Candidate, Choose, Label, PairPlan, Selection, agreement};
 use ortdpo::progress::Console;
-use ortdpo::runtime::{ExecutionProvider, SessionOptions};
 use ortdpo::score::source::{self, Picture, Record};
 use ortdpo::score::{Scored, Scorer, prompts as pairing};
 use ortdpo::stats::WinRate;
 use ortdpo::table::{Column, Format, Table};
 use ortdpo::{Error, Result};
 
+use super::compute::{Compute, FeatureCache};
 use super::output;
 
 const EXAMPLES: &str = "\
@@ -62,18 +62,10 @@ pub struct Pairs {
     /// Replace pairs that the folder holds
     #[arg(long)]
     replace: bool,
-    /// Folder in which what networks said of pictures is kept, by the pictures' content
-    #[arg(long, value_name = "DIR", default_value = ".cache/features")]
-    cache: PathBuf,
-    /// Keep nothing
-    #[arg(long)]
-    no_cache: bool,
-    /// Where to compute
-    #[arg(long, default_value = "cpu", value_name = "NAME")]
-    ep: ExecutionProvider,
-    /// Threads; 0 for all
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    threads: usize,
+    #[command(flatten)]
+    cache: FeatureCache,
+    #[command(flatten)]
+    compute: Compute,
     /// Form of the summary: text, markdown, csv, json or latex
     #[arg(long, default_value = "text", value_name = "FORMAT")]
     format: Format,
@@ -169,14 +161,9 @@ impl Pairs {
 
     /// Names of all scores, those that vote first, and every picture that has them.
     fn candidates(&self, console: Console) -> Result<(Vec<String>, Vec<Candidate>)> {
-        let options = SessionOptions {
-            ep: self.ep,
-            threads: self.threads,
-            ..SessionOptions::default()
-        };
+        let options = self.compute.session();
         let rewards = [&self.reward[..], &self.watch[..]].concat();
-        let cache = (!self.no_cache).then_some(self.cache.as_path());
-        let mut scorer = Scorer::open(&rewards, &options, cache)?;
+        let mut scorer = Scorer::open(&rewards, &options, self.cache.folder())?;
         let names = self.column.iter().cloned();
         let names = names
             .chain(scorer.names().into_iter().map(str::to_owned))

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, ValueEnum};
 use ortdpo::fsutil::write_atomically;
 use ortdpo::progress::Console;
-use ortdpo::runtime::{ExecutionProvider, SessionOptions};
 use ortdpo::score::source::{self, Source};
 use ortdpo::score::{Scored, Scorer, prompts as pairing};
 use ortdpo::stats::{self, percentile};
@@ -15,6 +14,7 @@ use ortdpo::table::{self, Cell, Column, Table};
 use ortdpo::{Error, Result, prompts};
 use serde_json::Value;
 
+use super::compute::{Compute, FeatureCache};
 use super::output;
 
 const EXAMPLES: &str = "\
@@ -55,18 +55,10 @@ pub struct Score {
     /// File for the rows; the summary then goes to standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Folder in which what networks said of pictures is kept, by the pictures' content
-    #[arg(long, value_name = "DIR", default_value = ".cache/features")]
-    cache: PathBuf,
-    /// Keep nothing
-    #[arg(long)]
-    no_cache: bool,
-    /// Where to compute
-    #[arg(long, default_value = "cpu", value_name = "NAME")]
-    ep: ExecutionProvider,
-    /// Threads; 0 for all
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    threads: usize,
+    #[command(flatten)]
+    cache: FeatureCache,
+    #[command(flatten)]
+    compute: Compute,
 }
 
 /// Forms of the result.
@@ -89,14 +81,9 @@ impl Score {
         let console = Console::new(quiet);
         ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))
             .map_err(|e| Error::Runtime(format!("cannot listen for Ctrl-C: {e}")))?;
-        let options = SessionOptions {
-            ep: self.ep,
-            threads: self.threads,
-            ..SessionOptions::default()
-        };
+        let options = self.compute.session();
         let source = self.source()?;
-        let cache = (!self.no_cache).then_some(self.cache.as_path());
-        let mut scorer = Scorer::open(&self.reward, &options, cache)?;
+        let mut scorer = Scorer::open(&self.reward, &options, self.cache.folder())?;
         let mut results = Results::new(&scorer);
         let mut job = console.job("scoring", source.len.unwrap_or(0) as u64);
         scorer.score_records(source.records, &STOP, |scored| {

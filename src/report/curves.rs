@@ -68,7 +68,7 @@ const LINE: Panel = Panel {
 
 const MEASURED: Panel = Panel { noisy: false, ..LINE };
 
-const GROUPS: [Group; 4] = [
+const GROUPS: [Group; 5] = [
     Group {
         heading: "Held-out pairs",
         text: "Pairs that training never sees, with the same draws of noise and timestep at every evaluation. Implicit \
@@ -146,6 +146,31 @@ const GROUPS: [Group; 4] = [
         ],
     },
     Group {
+        heading: "Images made while training",
+        text: "Rewards of the images that an online objective learns from, a point a round. Every round has prompts and noise \
+               of its own, so that neighbouring points differ by chance, too.",
+        panels: &[
+            Panel {
+                title: "Mean reward of a round",
+                unit: "reward",
+                quantities: &[("mean reward", Logged("rollout_reward"))],
+                ..MEASURED
+            },
+            Panel {
+                title: "Standard deviation of a round's rewards",
+                unit: "reward",
+                quantities: &[("standard deviation", Logged("rollout_reward_sd"))],
+                ..MEASURED
+            },
+            Panel {
+                title: "Error of the value network",
+                unit: "squared reward",
+                quantities: &[("squared error", Logged("value_loss"))],
+                ..MEASURED
+            },
+        ],
+    },
+    Group {
         heading: "Optimisation",
         text: "The gradient's norm is taken before clipping. The gradient factor is the mean of σ(−u), the share of the \
                gradient that pairs still leave: 0.5 at the start, towards 0 when every pair is decided.",
@@ -215,7 +240,7 @@ const GROUPS: [Group; 4] = [
 ];
 
 /// Keys that have no curve of their own because they do not change.
-const CONSTANT: [&str; 3] = ["beta", "beta_effective", "anchor_loss"];
+const CONSTANT: [&str; 4] = ["beta", "beta_effective", "anchor_loss", "rollout_round"];
 
 /// The sections that the runs have anything to show in.
 pub fn sections(runs: &[Run]) -> Vec<Section> {

@@ -4,7 +4,7 @@ use super::results::{ArmResult, Compared, Results, TuningResult};
 use super::rows::in_words;
 use crate::eval::results::Rate;
 use crate::stats::Summary;
-use crate::table::estimate::{digits_for, percent, with_error, with_interval};
+use crate::table::estimate::{digits_for, with_error};
 use crate::table::{Cell, Column, Format, Table};
 
 /// The results in a format: for people the main table, win rates, the ablation and what was tried to choose hyperparameters; as
@@ -22,7 +22,7 @@ fn printed(results: &Results, format: Format) -> String {
     let mut parts = Vec::new();
     let mut add = |heading: String, table: Table| {
         if !table.rows().is_empty() {
-            parts.push(as_heading(&heading, format));
+            parts.push(format.heading(&heading));
             parts.push(table.render(format));
         }
     };
@@ -56,14 +56,6 @@ fn printed(results: &Results, format: Format) -> String {
         add(heading, tried(tuning));
     }
     parts.join("\n\n")
-}
-
-fn as_heading(text: &str, format: Format) -> String {
-    match format {
-        Format::Latex => format!("% {text}"),
-        Format::Markdown => format!("**{text}**"),
-        _ => text.to_owned(),
-    }
 }
 
 /// The arms of the main table with what they are called there: each method under the baseline, then under ours.
@@ -146,9 +138,9 @@ fn wins(results: &Results) -> Table {
             results
                 .rewards
                 .iter()
-                .map(|reward| rate(reward).map(in_percent).into()),
+                .map(|reward| rate(reward).map(Rate::in_percent).into()),
         );
-        row.push(average.map(in_percent).into());
+        row.push(average.map(Rate::in_percent).into());
         row
     };
     for (name, arm) in compared(results) {
@@ -196,7 +188,7 @@ fn ablation(results: &Results) -> Table {
             for name in &results.rewards {
                 row.push(mean(&arms, arm, |arm| reward(arm, name)));
                 let gain = arm.rewards.get(name).and_then(|result| result.against_baseline);
-                row.push(gain.map(|compared| with_sign(compared.difference)).into());
+                row.push(gain.map(|compared| compared.difference.with_sign()).into());
             }
             table.push(row);
         }
@@ -277,7 +269,7 @@ fn numbers_of(arm: &ArmResult, baseline: &str) -> Vec<Vec<Cell>> {
             summary.map(|s| s.mean).into(),
             summary.and_then(|s| s.standard_error).into(),
         ];
-        row.extend(compared.into_iter().flat_map(cells));
+        row.extend(compared.into_iter().flat_map(Rate::cells));
         row
     };
     let mut rows = Vec::new();
@@ -297,14 +289,6 @@ fn numbers_of(arm: &ArmResult, baseline: &str) -> Vec<Vec<Cell>> {
     rows
 }
 
-fn cells(rate: Option<Rate>) -> [Cell; 3] {
-    [
-        rate.map(|rate| rate.value).into(),
-        rate.map(|rate| rate.interval.low).into(),
-        rate.map(|rate| rate.interval.high).into(),
-    ]
-}
-
 fn reward(arm: &ArmResult, name: &str) -> Option<Summary> {
     arm.rewards.get(name).map(|result| result.summary)
 }
@@ -320,13 +304,4 @@ fn mean(arms: &[&ArmResult], arm: &ArmResult, of: impl Fn(&ArmResult) -> Option<
     of(arm)
         .map(|summary| with_error(summary.mean, summary.standard_error, digits))
         .into()
-}
-
-fn in_percent(rate: Rate) -> String {
-    percent(rate.value, (rate.interval.low, rate.interval.high))
-}
-
-fn with_sign(rate: Rate) -> String {
-    let (low, high) = (rate.interval.low, rate.interval.high);
-    with_interval(rate.value, (low, high), digits_for((high - low) / 4.0), true)
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use arrow_schema::DataType;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 
 use crate::{Error, Result};
@@ -25,4 +26,15 @@ pub(crate) fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> Error {
         format!("cannot be read as parquet: {error}"),
         "It may be incomplete: copy it again.",
     )
+}
+
+/// Whether a column holds image files: bytes, or the `{bytes, path}` structs of Hugging Face's datasets.
+pub(crate) fn is_image(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Binary => true,
+        DataType::Struct(fields) => fields
+            .iter()
+            .any(|f| f.name() == "bytes" && *f.data_type() == DataType::Binary),
+        _ => false,
+    }
 }

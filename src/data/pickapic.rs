@@ -209,7 +209,7 @@ fn check_columns(path: &Path, schema: &Schema, images: Images) -> Result<()> {
             "caption" => ("a string", *field.data_type() == DataType::Utf8),
             "jpg_0" | "jpg_1" => (
                 "binary, or a struct with binary bytes",
-                is_image(field.data_type()),
+                parquet_file::is_image(field.data_type()),
             ),
             "label_0" | "score_0" | "score_1" => {
                 ("a 64-bit integer or a float", is_number(field.data_type()))
@@ -231,16 +231,6 @@ fn check_columns(path: &Path, schema: &Schema, images: Images) -> Result<()> {
 
 fn is_number(data_type: &DataType) -> bool {
     matches!(data_type, DataType::Float32 | DataType::Float64 | DataType::Int64)
-}
-
-fn is_image(data_type: &DataType) -> bool {
-    match data_type {
-        DataType::Binary => true,
-        DataType::Struct(fields) => fields
-            .iter()
-            .any(|f| f.name() == "bytes" && *f.data_type() == DataType::Binary),
-        _ => false,
-    }
 }
 
 /// The columns of one batch, with the types that [`check_columns`] has seen to.

@@ -1,8 +1,7 @@
 //! Results as tables: as papers print them, and number by number for programs.
 
 use super::results::{Comparison, ModelResult, Rate, Results};
-use crate::stats::Interval;
-use crate::table::estimate::{self, digits_for, with_error, with_interval};
+use crate::table::estimate::{digits_for, percent, with_error, with_interval};
 use crate::table::{Cell, Column, Format, Table};
 
 /// The results in a format: for people a table of scores and one of win rates, and a table of scores for each group; as
@@ -21,25 +20,16 @@ fn printed(results: &Results, format: Format) -> String {
     if !wins.rows().is_empty() {
         let baseline = results.baseline.as_deref().unwrap_or_default();
         let percent = results.level * 100.0;
-        parts.push(heading(
-            &format!("Against {baseline}; {percent:.0} % intervals over prompts"),
-            format,
-        ));
+        parts.push(format.heading(&format!(
+            "Against {baseline}; {percent:.0} % intervals over prompts"
+        )));
         parts.push(wins.render(format));
     }
     for (group, models) in &results.groups {
-        parts.push(heading(group, format));
+        parts.push(format.heading(group));
         parts.push(scores(results, models).render(format));
     }
     parts.join("\n\n")
-}
-
-fn heading(text: &str, format: Format) -> String {
-    match format {
-        Format::Latex => format!("% {text}"),
-        Format::Markdown => format!("**{text}**"),
-        _ => text.to_owned(),
-    }
 }
 
 /// A row per model: images, those that some reward could not score if there are any, mean and standard error by every
@@ -74,7 +64,7 @@ fn scores(results: &Results, models: &[ModelResult]) -> Table {
             let rate = comparison(model, reward).map(|comparison| 100.0 * comparison.win_rate.value);
             row.extend(compared.then(|| rate.into()));
         }
-        row.extend(compared.then(|| model.average_win_rate.map(percent).into()));
+        row.extend(compared.then(|| model.average_win_rate.map(Rate::in_percent).into()));
         row.extend(
             sets.iter()
                 .map(|name| model.set_metrics.get(*name).copied().into()),
@@ -105,15 +95,14 @@ fn win_rates(results: &Results) -> Table {
             else {
                 continue;
             };
-            let digits = digits_for((difference.interval.high - difference.interval.low) / 4.0);
             table.push([
                 model.name.as_str().into(),
                 reward.as_str().into(),
                 count.wins.into(),
                 count.ties.into(),
                 count.losses.into(),
-                percent(*win_rate).into(),
-                with_interval(difference.value, ends(difference.interval), digits, true).into(),
+                win_rate.in_percent().into(),
+                difference.with_sign().into(),
             ]);
         }
     }
@@ -154,13 +143,6 @@ fn numbers(results: &Results) -> Table {
 }
 
 fn rows_of(group: &str, model: &ModelResult) -> Vec<Vec<Cell>> {
-    let rate = |rate: Option<Rate>| -> [Cell; 3] {
-        [
-            rate.map(|r| r.value).into(),
-            rate.map(|r| r.interval.low).into(),
-            rate.map(|r| r.interval.high).into(),
-        ]
-    };
     let mut rows = Vec::new();
     for (name, result) in &model.rewards {
         let against = result.against_baseline.as_ref();
@@ -177,15 +159,15 @@ fn rows_of(group: &str, model: &ModelResult) -> Vec<Vec<Cell>> {
             against.map(|c| c.count.ties).into(),
             against.map(|c| c.count.losses).into(),
         ];
-        row.extend(rate(against.map(|c| c.win_rate)));
-        row.extend(rate(against.map(|c| c.difference)));
+        row.extend(Rate::cells(against.map(|c| c.win_rate)));
+        row.extend(Rate::cells(against.map(|c| c.difference)));
         rows.push(row);
     }
     if model.average_win_rate.is_some() {
         let mut row: Vec<Cell> = vec![group.into(), model.name.as_str().into(), "average".into()];
         row.extend(std::iter::repeat_n(Cell::Missing, 8));
-        row.extend(rate(model.average_win_rate));
-        row.extend(rate(None));
+        row.extend(Rate::cells(model.average_win_rate));
+        row.extend(Rate::cells(None));
         rows.push(row);
     }
     rows
@@ -207,10 +189,24 @@ fn mean(models: &[ModelResult], model: &ModelResult, reward: &str) -> Cell {
     with_error(result.summary.mean, result.summary.standard_error, digits).into()
 }
 
-fn percent(rate: Rate) -> String {
-    estimate::percent(rate.value, ends(rate.interval))
-}
+impl Rate {
+    /// In per cent with its interval, as a share.
+    pub(crate) fn in_percent(self) -> String {
+        percent(self.value, (self.interval.low, self.interval.high))
+    }
 
-fn ends(interval: Interval) -> (f64, f64) {
-    (interval.low, interval.high)
+    /// With its interval and signs, as a difference.
+    pub(crate) fn with_sign(self) -> String {
+        let (low, high) = (self.interval.low, self.interval.high);
+        with_interval(self.value, (low, high), digits_for((high - low) / 4.0), true)
+    }
+
+    /// Value and ends in columns of their own; empty where there is none.
+    pub(crate) fn cells(rate: Option<Self>) -> [Cell; 3] {
+        [
+            rate.map(|rate| rate.value).into(),
+            rate.map(|rate| rate.interval.low).into(),
+            rate.map(|rate| rate.interval.high).into(),
+        ]
+    }
 }

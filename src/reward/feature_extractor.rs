@@ -5,7 +5,7 @@ use std::path::Path;
 use ndarray::{Array2, ArrayView2, ArrayView4};
 
 use super::manifest::ImageTower;
-use super::network::{Network, Values};
+use super::network::Network;
 use super::{Networks, PromptUse};
 use crate::runtime::SessionOptions;
 use crate::{Error, Result};
@@ -37,11 +37,7 @@ impl Networks for FeatureExtractor {
     }
 
     fn features(&mut self, pixels: ArrayView4<'_, f32>, _: &[&str]) -> Result<Array2<f32>> {
-        let input = (self.spec.input.as_str(), Values::Floats(pixels.into_dyn()));
-        let mut outputs = self
-            .image
-            .run(&[input], &self.spec.unused(), &[&self.spec.output])?;
-        Ok(outputs.remove(0))
+        self.image.features(&self.spec, pixels)
     }
 
     fn scores(&mut self, _: ArrayView2<'_, f32>, _: &[&str]) -> Result<Vec<f64>> {

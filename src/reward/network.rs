@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use ndarray::{Array2, ArrayD, ArrayViewD, Axis, Ix2, Slice, concatenate};
+use ndarray::{Array2, ArrayD, ArrayView4, ArrayViewD, Axis, Ix2, Slice, concatenate};
 
+use super::manifest::ImageTower;
 use crate::runtime::{IoInfo, Session, SessionOptions, TensorView};
 use crate::tensor::{DType, Tensor};
 use crate::{Error, Result};
@@ -172,6 +173,16 @@ impl Network {
         let found = self.run_layers(inputs, idle, outputs)?;
         let rows = outputs.iter().zip(found);
         rows.map(|(name, array)| self.rows(name, array)).collect()
+    }
+
+    /// What the tower that this network is, or holds, says of pictures (N,C,H,W): a row each.
+    ///
+    /// # Errors
+    /// As [`Network::run`].
+    pub fn features(&mut self, tower: &ImageTower, pixels: ArrayView4<'_, f32>) -> Result<Array2<f32>> {
+        let input = (tower.input.as_str(), Values::Floats(pixels.into_dyn()));
+        let mut outputs = self.run(&[input], &tower.unused(), &[&tower.output])?;
+        Ok(outputs.remove(0))
     }
 
     /// As [`Network::run`], but the outputs may have any shape whose first dimension is that of the samples.

@@ -240,6 +240,15 @@ impl Format {
         }
     }
 
+    /// A line above a table; a comment where the format has no such lines.
+    pub fn heading(self, text: &str) -> String {
+        match self {
+            Self::Latex => format!("% {text}"),
+            Self::Markdown => format!("**{text}**"),
+            _ => text.to_owned(),
+        }
+    }
+
     /// Usual ending of its files, without the dot.
     pub fn extension(self) -> &'static str {
         match self {

@@ -1,6 +1,5 @@
 //! Pictures in a parquet file: a column of image bytes, or of paths, and columns for everything else.
 
-use std::fs::File;
 use std::path::Path;
 
 use arrow_array::cast::AsArray;
@@ -8,10 +7,10 @@ use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type};
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::{DataType, Schema};
 use indexmap::IndexMap;
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use serde_json::Value;
 
 use super::{Picture, Record, Source};
+use crate::data::parquet_file;
 use crate::{Error, Result};
 
 /// Rows held in memory at once.
@@ -24,25 +23,13 @@ const PROMPTS: [&str; 3] = ["prompt", "caption", "text"];
 
 /// Opens a file; its rows are read as they are asked for.
 pub(super) fn open(path: &Path) -> Result<Source> {
-    let unreadable = |e: &dyn std::fmt::Display| {
-        let remedy = "It may be incomplete: copy it again.";
-        Error::bad(
-            path.display().to_string(),
-            format!("cannot be read as parquet: {e}"),
-            remedy,
-        )
-    };
-    let file = File::open(path).map_err(Error::io(path, "open"))?;
-    // Without the writer's Arrow schema there is one way to read a string and one to read binary.
-    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    let builder =
-        ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(|e| unreadable(&e))?;
+    let builder = parquet_file::open(path)?;
     let len = builder.metadata().file_metadata().num_rows() as usize;
     let columns = Columns::of(path, builder.schema())?;
     let reader = builder
         .with_batch_size(ROWS_AT_ONCE)
         .build()
-        .map_err(|e| unreadable(&e))?;
+        .map_err(|e| parquet_file::unreadable(path, &e))?;
     let (mut row, path) = (0, path.to_path_buf());
     let records = reader.flat_map(move |batch| match batch {
         Ok(batch) => {
@@ -52,14 +39,7 @@ pub(super) fn open(path: &Path) -> Result<Source> {
             row += records.len();
             records
         }
-        Err(e) => {
-            let what = format!("cannot be read as parquet: {e}");
-            vec![Err(Error::bad(
-                path.display().to_string(),
-                what,
-                "It may be incomplete: copy it again.",
-            ))]
-        }
+        Err(e) => vec![Err(parquet_file::unreadable(&path, &e))],
     });
     Ok(Source {
         len: Some(len),
@@ -86,7 +66,7 @@ impl Columns {
             })
         };
         let name = find(&["file"], |t| *t == DataType::Utf8);
-        let bytes = find(&PICTURES, is_image);
+        let bytes = find(&PICTURES, parquet_file::is_image);
         let Some(picture) = bytes.or(name) else {
             let present: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
             return Err(Error::bad(
@@ -142,16 +122,6 @@ impl Columns {
             prompt: self.prompt.and_then(text),
             fields,
         }
-    }
-}
-
-fn is_image(data_type: &DataType) -> bool {
-    match data_type {
-        DataType::Binary => true,
-        DataType::Struct(fields) => fields
-            .iter()
-            .any(|f| f.name() == "bytes" && *f.data_type() == DataType::Binary),
-        _ => false,
     }
 }
 

@@ -181,6 +181,64 @@ fn labels_stand_in_for_a_reward_model() {
 }
 
 #[test]
+fn labels_of_images_made_otherwise_are_refused() {
+    let workspace = workspace();
+    let images = rated_images(&workspace).into_iter();
+    let labelled: Vec<String> = images
+        .map(|(mut record, score)| {
+            record["label"] = score.into();
+            record.to_string()
+        })
+        .collect();
+    fs::write(workspace.path("images/labels.jsonl"), labelled.join("\n")).unwrap();
+    let labels = "labels: images/labels.jsonl";
+    workspace.trained("run", &as_str(&one_round("d3po", labels)));
+    for (other, wanted) in [
+        (
+            "eta: 0.5",
+            "generate.json: the labelled images were made with eta 1.0, and rollouts would be with 0.5",
+        ),
+        ("negative: blurry", "negative prompt None"),
+    ] {
+        let set = one_round("d3po", &format!("{labels}, {other}"));
+        let text = refused(&workspace.train("other", &as_str(&set)).output().unwrap());
+        assert!(text.contains(wanted), "{text}");
+        assert!(!workspace.path("other").exists());
+    }
+}
+
+/// Without preference pairs: the same images, the same steps; drift is measured on images of the initial policy, and a run goes
+/// on as it would have.
+#[test]
+fn prompts_are_enough() {
+    let workspace = workspace();
+    let mut set = one_round("d3po", &format!("reward: {}", reward().display()));
+    set.push("reference={update: ema, alpha: 0.1, measure_every: 3, probe: 5}".to_owned());
+    set.push("train.checkpoint_every=3".to_owned());
+    let with_pairs = metrics(&workspace.trained("with-pairs", &as_str(&set)));
+    set.push("data.path=''".to_owned());
+    let run = workspace.trained("without", &as_str(&set));
+    let without = metrics(&run);
+    assert_eq!(without.len(), 6);
+    for (a, b) in with_pairs.iter().zip(&without) {
+        for key in ["loss", "e_w", "grad_norm"] {
+            assert_eq!(a[key], b[key], "{key}");
+        }
+    }
+    assert!(with_pairs[5]["acc_init"].is_number() && without[5]["acc_init"].is_null());
+    let drift = |log: &[Value]| log[5]["kl_ref_init"].as_f64().unwrap();
+    assert!(drift(&without) > 0.0);
+    assert_ne!(drift(&without), drift(&with_pairs));
+    let weights = || fs::read(run.join("pytorch_lora_weights.safetensors")).unwrap();
+    let whole = weights();
+    fs::remove_dir_all(run.join("checkpoints/step-6")).unwrap();
+    fs::remove_file(run.join("pytorch_lora_weights.safetensors")).unwrap();
+    workspace.resumed("without", &as_str(&set));
+    assert_eq!(weights(), whole);
+    assert_eq!(drift(&metrics(&run)), drift(&without));
+}
+
+#[test]
 fn what_cannot_be_learnt_from_is_refused() {
     let workspace = workspace();
     let reward = format!("rollout.reward={}", reward().display());
@@ -213,6 +271,18 @@ fn what_cannot_be_learnt_from_is_refused() {
         (
             vec!["objective.kind=online_dpo", "buffer.prompts=0"],
             "buffer.prompts: is 0",
+        ),
+        (
+            vec!["objective.kind=ddpo", "data.path=''"],
+            "data.path: is not set. Give the folder with the preference pairs, or prompts for rollouts: rollout.prompts.",
+        ),
+        (
+            vec![
+                "objective.kind=dpo",
+                "data.path=''",
+                "rollout.prompts=prompts.txt",
+            ],
+            "data.path: is not set",
         ),
     ] {
         let mut set = set;

@@ -14,13 +14,13 @@ use crate::Result;
 pub struct DataConfig {
     /// Format of the data set.
     pub kind: DataKind,
-    /// Folder with the data set, or a single file of it.
+    /// Folder with the data set, or a single file of it. Online objectives with `rollout.prompts` or `rollout.labels` need none.
     pub path: PathBuf,
     /// Split that is trained on: files are named `SPLIT-*.parquet`.
     pub split: String,
     /// Split that is evaluated on; `null` takes the first of heldout, validation and test that is there.
     pub heldout_split: Option<String>,
-    /// Side of the square training images in pixels, a multiple of 8: 512 for SD1.5, 1024 for SDXL.
+    /// Side of the square training images in pixels, those of rollouts too, a multiple of 8: 512 for SD1.5, 1024 for SDXL.
     pub resolution: u32,
     /// What becomes of pairs without a winner in training; evaluation always leaves them out.
     pub ties: Ties,
@@ -84,14 +84,13 @@ pub enum Ties {
 }
 
 impl DataConfig {
+    /// Whether there are any; online objectives can do with prompts alone.
+    pub fn is_given(&self) -> bool {
+        !self.path.as_os_str().is_empty()
+    }
+
     /// Checks every value; errors name the key.
     pub fn check(&self) -> Result<()> {
-        require(
-            !self.path.as_os_str().is_empty(),
-            "data.path",
-            "is not set",
-            "Give the folder with the preference pairs.",
-        )?;
         require(
             self.resolution >= 8 && self.resolution.is_multiple_of(8) && self.resolution <= 4096,
             "data.resolution",
@@ -144,7 +143,6 @@ mod tests {
     #[test]
     fn bad_values_are_named() {
         for (text, key) in [
-            ("{}", "data.path"),
             ("{path: p, resolution: 500}", "data.resolution"),
             ("{path: p, prompt_dropout: 1.5}", "data.prompt_dropout"),
             ("{path: p, max_skipped_share: -1}", "data.max_skipped_share"),

@@ -216,6 +216,7 @@ impl Config {
         self.optimizer.check()?;
         self.guard.check()?;
         self.runtime.check()?;
+        self.check_data_is_given()?;
         self.check_ties()?;
         self.check_keep_best()?;
         self.check_rollout()?;
@@ -227,6 +228,22 @@ impl Config {
     pub fn guidance_inside(&self) -> Option<f64> {
         let is_steps = self.objective.objective().needs().experience.is_steps();
         (is_steps && self.rollout.guidance > 1.0).then_some(self.rollout.guidance)
+    }
+
+    /// Refuses a run that has nothing to learn from.
+    fn check_data_is_given(&self) -> Result<()> {
+        let online = self.objective.objective().needs().experience.is_online();
+        let prompts = self.rollout.prompts.is_some() || self.rollout.labels.is_some();
+        let remedy = match online {
+            true => "Give the folder with the preference pairs, or prompts for rollouts: rollout.prompts.",
+            false => "Give the folder with the preference pairs.",
+        };
+        require(
+            self.data.is_given() || (online && prompts),
+            "data.path",
+            "is not set",
+            remedy,
+        )
     }
 
     /// Refuses what compares images where the data are single ones.

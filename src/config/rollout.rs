@@ -13,9 +13,10 @@ use crate::Result;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
-    /// A file of prompts: lines, TSV, JSON, JSON lines or parquet; `null` takes the captions of the training pairs.
+    /// A file of prompts: lines, TSV, JSON, JSON lines or parquet; `null` takes the captions of the training pairs. With a file,
+    /// `data` can be left out: then nothing is evaluated on held-out pairs.
     pub prompts: Option<PathBuf>,
-    /// Prompts that are used, from the first on; `null` for all.
+    /// Prompts that are used, from the first on, labelled ones too; `null` for all.
     pub count: Option<usize>,
     /// Reward model that rates the images, by name or folder.
     pub reward: String,

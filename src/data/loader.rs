@@ -93,6 +93,11 @@ impl<'a> Loader<'a> {
         Self { single: true, ..self }
     }
 
+    /// What it hands out.
+    pub fn dataset(&self) -> &'a Dataset {
+        self.dataset
+    }
+
     /// Where the loader stands.
     pub fn state(&self) -> LoaderState {
         self.state

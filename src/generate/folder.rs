@@ -125,15 +125,34 @@ fn lines<'a>(records: impl IntoIterator<Item = &'a ImageRecord>) -> Vec<u8> {
     bytes
 }
 
+impl Settings {
+    /// Those of the folder that `records`, an `images.jsonl`, is in, with their file; `None` if it is not there.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is none of this program.
+    pub fn beside(records: &Path) -> Result<Option<(PathBuf, Self)>> {
+        let path = records.with_file_name(SETTINGS);
+        match path.exists() {
+            false => Ok(None),
+            true => Self::read(
+                &path,
+                "Delete it, or take the one that was written with the images.",
+            )
+            .map(|settings| Some((path, settings))),
+        }
+    }
+
+    fn read(path: &Path, remedy: &str) -> Result<Self> {
+        let bytes = fs::read(path).map_err(Error::io(path, "read"))?;
+        serde_json::from_slice(&bytes).map_err(|error| {
+            let what = format!("is not what this program writes: {error}");
+            Error::bad(path.display().to_string(), what, remedy)
+        })
+    }
+}
+
 fn accept(path: &Path, settings: &Settings) -> Result<()> {
-    let bytes = fs::read(path).map_err(Error::io(path, "read"))?;
-    let there: Settings = serde_json::from_slice(&bytes).map_err(|error| {
-        Error::bad(
-            path.display().to_string(),
-            format!("is not what this program writes: {error}"),
-            "Choose another folder with --output.",
-        )
-    })?;
+    let there = Settings::read(path, "Choose another folder with --output.")?;
     match there.difference(settings) {
         None => Ok(()),
         Some((name, before, now)) => Err(Error::bad(

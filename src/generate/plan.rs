@@ -166,9 +166,6 @@ impl Settings {
     /// # Errors
     /// A file cannot be read.
     pub fn of(plan: &GeneratePlan, model: &ModelFolder) -> Result<Self> {
-        let used =
-            |component: &Component| *component != Component::VaeEncoder && model.folder(*component).is_dir();
-        let components: Vec<Component> = model.components().iter().copied().filter(used).collect();
         let sampler = plan.sampler_config(model)?;
         let hash = |adapter: &AdapterRef| {
             let path = adapter.file()?;
@@ -177,7 +174,7 @@ impl Settings {
         };
         Ok(Self {
             model: plan.model.display().to_string(),
-            model_hash: model.hash(&components)?.to_string(),
+            model_hash: Self::hash_of(model)?,
             adapters: plan.adapters.iter().map(AdapterRef::to_string).collect(),
             adapter_hashes: plan.adapters.iter().map(hash).collect::<Result<_>>()?,
             negative: plan.negative.clone(),
@@ -194,8 +191,19 @@ impl Settings {
         })
     }
 
+    /// Hash of the files of `model` that images depend on.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn hash_of(model: &ModelFolder) -> Result<String> {
+        let used =
+            |component: &Component| *component != Component::VaeEncoder && model.folder(*component).is_dir();
+        let components: Vec<Component> = model.components().iter().copied().filter(used).collect();
+        Ok(model.hash(&components)?.to_string())
+    }
+
     /// The first setting in which `other` gives other images, as (name, own value, other value).
-    pub(super) fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
+    pub fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
         let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
         let pairs: [(&'static str, String, String); 12] = [
             ("model", self.model_hash.clone(), other.model_hash.clone()),

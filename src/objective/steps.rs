@@ -1,8 +1,8 @@
 //! What objectives on denoising steps have in common: log-ratios of a step's probability under two policies.
 
 use super::{Likelihoods, Sampled, Trajectory, promised, require};
+use crate::Result;
 use crate::onnx::{Attrs, Graph, ValueId};
-use crate::{Error, Result};
 
 /// What the step graph gives objectives on steps.
 pub fn trajectory(l: &Likelihoods) -> Trajectory {
@@ -69,7 +69,7 @@ pub fn check_clip(epsilon: f64, usual: &str) -> Result<()> {
 }
 
 /// Refuses a weight that is negative or not finite.
-pub fn check_weight(value: f64, key: &str, usual: &str) -> Result<(), Error> {
+pub fn check_weight(value: f64, key: &str, usual: &str) -> Result<()> {
     require(
         value >= 0.0 && value.is_finite(),
         &format!("objective.{key}"),

@@ -19,28 +19,29 @@ pub mod merge;
 pub mod network;
 mod replacement;
 pub mod sampling;
+mod sizes;
 pub mod text;
 mod vae;
 pub mod weight_copies;
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 
 use image::RgbImage;
 use ndarray::ArrayView4;
 
+use crate::Result;
 use crate::diffusion::sampler::Sampler;
-use crate::model_folder::{Component, JsonFile, ModelFolder};
-use crate::onnx::{Dim, Model};
+use crate::model_folder::{JsonFile, ModelFolder};
+use crate::onnx::Model;
 use crate::runtime::SessionOptions;
-use crate::{Error, Result};
-use denoiser::{Added, Denoiser, Geometry};
+use denoiser::Denoiser;
 use sampling::Guided;
 
 pub use adapters::{AdapterRef, Adapters};
 pub use guidance::Guidance;
 pub use latent::{LatentScaling, Moments};
 pub use sampling::{Draw, NoiseSource};
+pub use sizes::Sizes;
 pub use text::{Embedding, PromptTokens, TextEncoders};
 pub use vae::{VaeDecoder, VaeEncoder};
 
@@ -107,16 +108,9 @@ impl Pipeline {
         let component = model.denoiser()?;
         let unet = Model::read(model.network(component)?)?;
         let sizes = Sizes::read(model, &unet)?;
-        let size = sizes.image(options.size)?;
-        let geometry = Geometry {
-            samples: options.batch * if options.guidance.is_on() { 2 } else { 1 },
-            latent: [sizes.channels, size[0] / sizes.vae, size[1] / sizes.vae],
-            text: negative.hidden.dim().into(),
-            added: negative.pooled.as_ref().map(|pooled| Added {
-                pooled: pooled.len(),
-                size,
-            }),
-        };
+        let size = sizes.image(options.size, ["--height", "--width"])?;
+        let samples = options.batch * if options.guidance.is_on() { 2 } else { 1 };
+        let geometry = sizes.sample(size, &negative).with_samples(samples);
         let graph = denoiser::load(&unet, &geometry, adapters.replaces(component))?;
         let graph = adapters.apply(graph, component)?;
 
@@ -205,85 +199,4 @@ pub fn encode_negative(
         .and_then(|v| v.as_bool());
     let zeros = negative.is_none() && text::is_xl(model) && forced.unwrap_or(true);
     Ok(if zeros { embedding.zeroed() } else { embedding })
-}
-
-/// What a model says about the sizes that it can make.
-struct Sizes {
-    unet: PathBuf,
-    /// Latent channels.
-    channels: usize,
-    /// Pixels per latent.
-    vae: usize,
-    /// Sides of a latent are multiples of this.
-    multiple: usize,
-    /// Height and width of the latents it was trained on.
-    natural: [usize; 2],
-    /// Height and width that the export fixes.
-    fixed: [Option<usize>; 2],
-}
-
-impl Sizes {
-    fn read(model: &ModelFolder, unet: &Model) -> Result<Self> {
-        let config = model.config(model.denoiser()?)?;
-        let levels = |config: &JsonFile| {
-            let channels = config.get("block_out_channels").and_then(|v| v.as_array());
-            channels.map_or(1, |c| 1 << c.len().saturating_sub(1))
-        };
-        let side = config.get("sample_size");
-        let pair = side.and_then(|v| v.as_array()).map(|sides| {
-            let side = |i: usize| sides.get(i).and_then(|v| v.as_u64()).unwrap_or(0) as usize;
-            [side(0), side(1)]
-        });
-        let natural = match pair {
-            Some(pair) => pair,
-            None => [config.number("sample_size")? as usize; 2],
-        };
-        let inputs = unet.inputs()?;
-        let sample = inputs.iter().find(|input| input.name == "sample");
-        let fixed = [2, 3].map(|axis| {
-            match sample
-                .and_then(|input| input.dims.as_deref())
-                .and_then(|dims| dims.get(axis))
-            {
-                Some(Dim::Fixed(size)) => Some(*size),
-                _ => None,
-            }
-        });
-        Ok(Self {
-            unet: unet.path.clone(),
-            channels: config.number("in_channels")? as usize,
-            vae: levels(&model.config(Component::VaeDecoder)?),
-            multiple: levels(&config),
-            natural,
-            fixed,
-        })
-    }
-
-    /// Height and width of the images.
-    fn image(&self, wanted: [Option<usize>; 2]) -> Result<[usize; 2]> {
-        let side = |axis: usize| {
-            let name = ["--height", "--width"][axis];
-            let natural = self.fixed[axis].unwrap_or(self.natural[axis]) * self.vae;
-            let side = wanted[axis].unwrap_or(natural);
-            let step = self.vae * self.multiple;
-            if let Some(fixed) = self.fixed[axis].filter(|fixed| fixed * self.vae != side) {
-                let what = format!(
-                    "is {side}, but {} was exported for images of {} pixels only",
-                    self.unet.display(),
-                    fixed * self.vae
-                );
-                let remedy = "Leave the option out, or export the model with dynamic height and width.";
-                return Err(Error::bad(name, what, remedy));
-            }
-            match side > 0 && side.is_multiple_of(step) {
-                true => Ok(side),
-                false => Err(Error::bad(
-                    name,
-                    format!("is {side}, which is not a multiple of {step}"),
-                    format!("{natural} is the model's own size."),
-                )),
-            }
-        };
-        Ok([side(0)?, side(1)?])
-    }
 }

@@ -12,7 +12,7 @@ use crate::config::data::DataKind;
 use crate::config::objective::ObjectiveConfig;
 use crate::config::{Config, TrainPlan};
 use crate::data::image::View;
-use crate::data::{self, Dataset, EncodeOptions, OnnxEncoders, Part, Stage};
+use crate::data::{self, Dataset, EncodeOptions, OnnxEncoders, PairRow, Part, Stage};
 use crate::objective::Objective;
 use crate::params::ParamSet;
 use crate::pipeline::denoiser::{Added, Geometry};
@@ -27,10 +27,15 @@ use crate::{Error, Result, adapter};
 ///
 /// # Errors
 /// The objective needs scores that the data set does not have.
-pub fn objective(config: &ObjectiveConfig, data: DataKind, train: &Dataset) -> Result<Box<dyn Objective>> {
+pub fn objective(
+    config: &ObjectiveConfig,
+    data: DataKind,
+    train: Option<&Dataset>,
+) -> Result<Box<dyn Objective>> {
+    let pairs = train.map_or(&[][..], Dataset::pairs);
     let needs = config.objective().needs();
     if needs.scores
-        && let Some(pair) = train.pairs().iter().find(|pair| pair.scores.is_none())
+        && let Some(pair) = pairs.iter().find(|pair| pair.scores.is_none())
     {
         return Err(Error::bad(
             format!("objective.kind: {}", config.kind()),
@@ -48,15 +53,15 @@ pub fn objective(config: &ObjectiveConfig, data: DataKind, train: &Dataset) -> R
     if let ObjectiveConfig::Smpo(smpo) = &mut config {
         smpo.score_range = Some(match smpo.score_range {
             Some(range) => range,
-            None => score_range(train)?,
+            None => score_range(pairs)?,
         });
     }
     Ok(config.into_objective())
 }
 
 /// Largest minus smallest score of the training pairs.
-fn score_range(train: &Dataset) -> Result<f64> {
-    let scores = train.pairs().iter().filter_map(|pair| pair.scores).flatten();
+fn score_range(pairs: &[PairRow]) -> Result<f64> {
+    let scores = pairs.iter().filter_map(|pair| pair.scores).flatten();
     let (low, high) = scores.fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), score| {
         (low.min(score), high.max(score))
     });
@@ -83,8 +88,8 @@ pub fn session_options(config: &Config) -> SessionOptions {
 
 /// The encoded pairs of a run.
 pub struct Data {
-    /// What is trained on.
-    pub train: Dataset,
+    /// What is trained on; `None` where images are made for prompts alone.
+    pub train: Option<Dataset>,
     /// What is evaluated on, if the data set has such a split.
     pub heldout: Option<Dataset>,
 }
@@ -95,9 +100,12 @@ impl Data {
     /// # Errors
     /// As [`Dataset::prepare`].
     pub fn prepare(config: &Config, model: &Model, console: Console, stop: &AtomicBool) -> Result<Self> {
-        let part = |part| dataset(config, model, part, console, stop);
+        let part = |part| match config.data.is_given() {
+            true => dataset(config, model, part, console, stop),
+            false => Ok(None),
+        };
         Ok(Self {
-            train: part(Part::Train)?.expect("the split that is trained on is always named"),
+            train: part(Part::Train)?,
             heldout: part(Part::Heldout)?,
         })
     }
@@ -105,8 +113,9 @@ impl Data {
     /// Hash over captions, labels and images of both parts, in hexadecimal digits.
     pub fn hash(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(self.train.hash().as_bytes());
-        hasher.update(self.heldout.as_ref().map_or("", Dataset::hash).as_bytes());
+        for part in [&self.train, &self.heldout] {
+            hasher.update(part.as_ref().map_or("", Dataset::hash).as_bytes());
+        }
         hasher.finalize().to_hex().to_string()
     }
 }
@@ -158,11 +167,21 @@ fn dataset(
     .map(Some)
 }
 
-/// Sessions for the prepared data, and θ0.
+/// Shapes of one sample of a data set.
+pub fn geometry(train: &Dataset) -> Geometry {
+    Geometry {
+        samples: 1,
+        latent: train.latent_shape(),
+        text: train.text_shape(),
+        added: added(train),
+    }
+}
+
+/// Sessions for samples shaped as `sample`, and θ0.
 pub fn engine(
     plan: &TrainPlan,
     model: &Model,
-    train: &Dataset,
+    sample: Geometry,
     objective: &dyn Objective,
     streams: &Streams,
 ) -> Result<(Engine, ParamSet)> {
@@ -176,9 +195,7 @@ pub fn engine(
         model: &model.denoiser,
         geometry: Geometry {
             samples: if guidance.is_some() { 2 * samples } else { samples },
-            latent: train.latent_shape(),
-            text: train.text_shape(),
-            added: added(train),
+            ..sample
         },
         guidance,
         pairs,

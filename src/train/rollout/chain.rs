@@ -62,7 +62,7 @@ pub struct Chain<'a> {
 }
 
 impl Chain<'_> {
-    /// Images that are made at once: a run of the session, or two where guidance takes a row more for each.
+    /// Images that are made at once: as many as a run of the session has samples for, of which guidance takes two an image.
     pub fn at_once(&self, engine: &Engine) -> usize {
         let rows = if self.guidance.is_on() { 2 } else { 1 };
         (engine.geometry().samples / rows).max(1)

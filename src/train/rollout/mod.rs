@@ -13,6 +13,8 @@ mod advantage;
 mod candidates;
 mod chain;
 mod items;
+mod labels;
+mod own;
 mod prompts;
 mod rater;
 mod round;
@@ -25,6 +27,7 @@ use std::sync::atomic::AtomicBool;
 
 use self::chain::{Chain, Embeddings};
 use self::items::{Item, Pool};
+use self::labels::Labels;
 use self::prompts::Prompts;
 use self::rater::Rater;
 use self::value::ValueNetwork;
@@ -41,7 +44,8 @@ use crate::diffusion::sampler::{GaussianStep, SamplerConfig, gaussian_steps};
 use crate::diffusion::{NoiseSchedule, SamplerKind, Timestep};
 use crate::objective::{Baseline, Experience, Needs};
 use crate::params::ParamSet;
-use crate::pipeline::{Adapters, Embedding, Guidance, PromptTokens, TextEncoders, encode_negative};
+use crate::pipeline::denoiser::Geometry;
+use crate::pipeline::{Adapters, Embedding, Guidance, PromptTokens, Sizes, TextEncoders, encode_negative};
 use crate::progress::Console;
 use crate::rng::{PairId, Purpose, Streams, Visit};
 use crate::timestep::TimestepRule;
@@ -91,7 +95,7 @@ impl<'a> Rollouts<'a> {
     /// Reads the prompts and loads what rates the images. `captions` are those of the training pairs.
     ///
     /// # Errors
-    /// A file of prompts or labels, the reward model, or a part of the pipeline cannot be used; a round could not fill a step.
+    /// A file of prompts or labels, the reward model, or a part of the pipeline cannot be used.
     pub fn prepare(
         config: &'a Config,
         model: &'a Model,
@@ -102,6 +106,7 @@ impl<'a> Rollouts<'a> {
         let (rollout, buffer) = (&config.rollout, &config.buffer);
         let session = prepare::session_options(config);
         let prompts = Prompts::read(rollout, captions)?;
+        Labels::check_settings(rollout, &model.folder)?;
         let sampler = SamplerConfig::from_file(&model.folder.scheduler_config()?)?
             .with_kind(SamplerKind::Ddim)
             .with_eta(rollout.eta);
@@ -159,6 +164,17 @@ impl<'a> Rollouts<'a> {
         Text::from(&self.negative)
     }
 
+    /// Shapes of one sample of images that are `resolution` pixels high and wide.
+    ///
+    /// # Errors
+    /// The model cannot make such images.
+    pub fn geometry(&self, model: &Model, resolution: u32) -> Result<Geometry> {
+        let sizes = Sizes::read(&model.folder, &model.denoiser)?;
+        let wanted = [Some(resolution as usize); 2];
+        let size = sizes.image(wanted, ["data.resolution"; 2])?;
+        Ok(sizes.sample(size, &self.negative))
+    }
+
     /// Hash of everything that determines rounds besides configuration and model, in hexadecimal digits.
     ///
     /// # Errors
@@ -202,10 +218,14 @@ impl<'a> Rollouts<'a> {
         let first = self.state.round;
         while self.state.taken + pairs > self.state.items.len() {
             if self.state.round == first + EMPTY_ROUNDS {
+                let source = match &self.config.labels {
+                    Some(path) => path.display().to_string(),
+                    None => format!("reward {}", self.config.reward),
+                };
                 return Err(Error::bad(
-                    format!("reward {}", self.config.reward),
+                    source,
                     format!("gave the images of each prompt equal rewards, {EMPTY_ROUNDS} rounds in a row"),
-                    "Use a reward that tells images apart, more images per prompt, or other prompts.",
+                    "Use ratings that tell images apart, more images per prompt, or other prompts.",
                 ));
             }
             self.make_round(engine, state, pairs)?;
@@ -213,12 +233,13 @@ impl<'a> Rollouts<'a> {
         Ok(())
     }
 
-    fn chain(&self) -> Chain<'_> {
+    /// Makes images for the prompts of `embeddings`.
+    fn chain<'s>(&'s self, embeddings: &'s Embeddings) -> Chain<'s> {
         Chain {
             steps: &self.steps,
             guidance: Guidance::new(self.config.guidance),
             negative: &self.negative,
-            embeddings: &self.embeddings,
+            embeddings,
             streams: self.image_streams,
             schedule: self.schedule,
         }
@@ -226,19 +247,26 @@ impl<'a> Rollouts<'a> {
 
     /// Encodes the prompts of a round; forgets those of the one before.
     fn encode(&mut self, prompts: impl Iterator<Item = usize>) -> Result<()> {
+        self.embeddings.clear();
+        self.embeddings = self.encoded(prompts)?;
+        Ok(())
+    }
+
+    /// What prompts condition the denoiser on.
+    fn encoded(&mut self, prompts: impl Iterator<Item = usize>) -> Result<Embeddings> {
         let mut wanted: Vec<usize> = prompts.collect();
         wanted.sort_unstable();
         wanted.dedup();
-        self.embeddings.clear();
+        let mut embeddings = Embeddings::new();
         for part in wanted.chunks(PROMPTS_AT_ONCE) {
             let tokens: Vec<PromptTokens> = part
                 .iter()
                 .map(|prompt| self.encoders.tokenize(self.prompts.text(*prompt)))
                 .collect::<Result<_>>()?;
             let found = self.encoders.encode(&tokens.iter().collect::<Vec<_>>())?;
-            self.embeddings.extend(part.iter().copied().zip(found));
+            embeddings.extend(part.iter().copied().zip(found));
         }
-        Ok(())
+        Ok(embeddings)
     }
 
     /// The next items as a step takes them.

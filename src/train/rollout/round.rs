@@ -74,8 +74,8 @@ impl<'a> Rollouts<'a> {
     }
 
     /// Tells how far a round is, and stops in its middle when asked to.
-    fn progress(&self, images: usize) -> impl FnMut(usize) -> Result<()> + use<'a> {
-        let mut job = self.console.job("rollouts", images as u64);
+    pub(super) fn progress(&self, what: &str, images: usize) -> impl FnMut(usize) -> Result<()> + use<'a> {
+        let mut job = self.console.job(what, images as u64);
         let stop = self.stop;
         move |done| {
             job.advance(done as u64, "images");
@@ -94,11 +94,11 @@ impl<'a> Rollouts<'a> {
         rule: &TimestepRule,
         keys: &[ImageKey],
     ) -> Result<Made> {
-        let mut progress = self.progress(keys.len());
+        let mut progress = self.progress("rollouts", keys.len());
         let mut rated = Vec::with_capacity(keys.len());
-        let at_once = self.chain().at_once(engine);
+        let at_once = self.chain(&self.embeddings).at_once(engine);
         for part in keys.chunks(at_once) {
-            let made = self.chain().sample(engine, weights, part)?;
+            let made = self.chain(&self.embeddings).sample(engine, weights, part)?;
             let latents: Vec<&[f32]> = made.iter().map(|trajectory| trajectory.image()).collect();
             let texts: Vec<&str> = part.iter().map(|key| self.prompts.text(key.prompt)).collect();
             let rewards = match &mut self.rater {
@@ -308,9 +308,9 @@ impl<'a> Rollouts<'a> {
         (candidates, at): (Candidates, &[usize]),
         rater: &mut Rater,
     ) -> Result<Made> {
-        let mut progress = self.progress(keys.len());
+        let mut progress = self.progress("rollouts", keys.len());
         let mut made = Made::default();
-        let chain = self.chain();
+        let chain = self.chain(&self.embeddings);
         let trial = Trial {
             chain: &chain,
             candidates,

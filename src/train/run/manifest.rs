@@ -16,7 +16,11 @@ pub(super) fn of(
     objective: &dyn Objective,
 ) -> Manifest {
     let options = prepare::session_options(plan);
-    let counts = data.train.counts();
+    let counts = data
+        .train
+        .as_ref()
+        .map(|train| train.counts().clone())
+        .unwrap_or_default();
     Manifest {
         versions: identity.versions.clone(),
         config_hash: identity.config_hash.clone(),

@@ -8,6 +8,7 @@
 //! policies of their own.
 
 mod evaluation;
+mod feed;
 mod manifest;
 mod saving;
 
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use self::feed::Feed;
 use super::checkpoint::{Best, CheckpointStore, RunIdentity};
 use super::draw::DrawnPair;
 use super::engine::Engine;
@@ -27,16 +29,15 @@ use super::pictures::Pictures;
 use super::prepare::{self, Data, Measurable};
 use super::probe::Probe;
 use super::report::{Event, Listeners, Measured, MetricsFile, ProgressLine, StepReport, TensorBoard};
-use super::rollout::{Policies, Rollouts};
+use super::rollout::Policies;
 use super::state::State;
 use super::step::{StepStats, Stepper};
 use super::summary::{HeldOutScores, Manifest, Summary, Versions};
 use super::{memory, results};
 use crate::config::TrainPlan;
-use crate::config::data::DataKind;
 use crate::config::guard::GuardAction;
 use crate::config::reference::UpdateConfig;
-use crate::data::Loader;
+use crate::data::Dataset;
 use crate::diffusion::NoiseSchedule;
 use crate::objective::Objective;
 use crate::progress::Console;
@@ -75,30 +76,20 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     let model = Model::open(&plan.model)?;
     let data = Data::prepare(plan, &model, options.console, options.stop)?;
     let streams = Streams::new(plan.seed);
-    let objective = prepare::objective(&plan.objective, plan.data.kind, &data.train)?;
+    let objective = prepare::objective(&plan.objective, plan.data.kind, data.train.as_ref())?;
     let objective = objective.as_ref();
     let needs = objective.needs();
-    let rollouts = match needs.experience.is_online() {
-        false => None,
-        true => {
-            let captions = || data.train.captions();
-            let shown = (options.console, options.stop);
-            Some(Rollouts::prepare(plan, &model, needs, captions, shown)?)
-        }
-    };
-    let (engine, initial) = prepare::engine(plan, &model, &data.train, objective, &streams)?;
-    let rollouts = rollouts
-        .map(|rollouts| rollouts.with_value(plan, &engine))
-        .transpose()?;
-    let rollouts_hash = rollouts.as_ref().map_or(Ok(String::new()), Rollouts::hash)?;
-    let negative = rollouts
-        .as_ref()
-        .filter(|_| plan.guidance_inside().is_some())
-        .map(Rollouts::negative);
+    let shown = (options.console, options.stop);
+    let feed = Feed::prepare(plan, &model, needs, data.train.as_ref(), shown)?;
+    let sample = feed.geometry(&model, plan.data.resolution)?;
+    let (engine, initial) = prepare::engine(plan, &model, sample, objective, &streams)?;
+    let feed = feed.with_value(plan, &engine)?;
+    let feed_hash = feed.hash()?;
+    let negative = feed.negative().filter(|_| plan.guidance_inside().is_some());
     let identity = RunIdentity::new(
         plan.identity(),
         model.hashes.clone(),
-        data.hash() + &rollouts_hash,
+        data.hash() + &feed_hash,
         Versions::with_runtime(library),
     );
     let manifest = manifest::of(plan, &identity, &engine, &data, objective);
@@ -110,17 +101,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         streams,
         store: CheckpointStore::new(reserved.folder().checkpoints(), plan.train.keep),
         guard: Guard::new(&plan.guard),
-        feed: match rollouts {
-            Some(rollouts) => Feed::Rollouts(Box::new(rollouts)),
-            None => {
-                let (ties, dropout) = (plan.data.ties, plan.data.prompt_dropout);
-                let loader = Loader::new(&data.train, streams, ties, dropout);
-                Feed::Pairs(match plan.data.kind {
-                    DataKind::Pickapic => loader,
-                    DataKind::Rated => loader.of_single_images(),
-                })
-            }
-        },
+        feed,
         identity,
         stepper: Stepper::new(plan, &model.schedule, &engine, objective, negative),
         engine,
@@ -141,7 +122,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         started,
         listeners: Listeners::default(),
     };
-    let mut notes = data.train.warnings();
+    let mut notes = data.train.as_ref().map_or_else(Vec::new, Dataset::warnings);
     if options.resume {
         notes.extend(run.resume()?);
     }
@@ -157,14 +138,6 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     summary.write(&folder.summary())?;
     run.listeners.emit(&Event::Finished)?;
     Ok(summary)
-}
-
-/// Where the pairs of a step come from.
-enum Feed<'a> {
-    /// A data set.
-    Pairs(Loader<'a>),
-    /// The policy itself.
-    Rollouts(Box<Rollouts<'a>>),
 }
 
 /// A run under way.
@@ -220,11 +193,14 @@ impl Run<'_> {
     /// Sets up the drift probe where the reference moves, or did until a gate froze it.
     fn measure_initial_probe(&mut self, model: &Model, data: &Data) -> Result<()> {
         if self.objective.needs().reference && self.plan.reference.update != UpdateConfig::Frozen {
+            let draws = self.plan.reference.probe;
+            let initial = (&mut self.engine, &self.state.initial);
+            let source = self.feed.probe_source(data.train.as_ref(), initial, draws)?;
             self.probe = Some(Probe::new(
-                &Measurable(&data.train),
+                source.as_ref(),
                 &model.schedule,
                 &self.streams,
-                self.plan.reference.probe,
+                draws,
                 &mut self.engine,
                 &self.state.initial,
             )?);
@@ -378,9 +354,7 @@ impl Run<'_> {
             true => Verdict::GoOn,
             false => self.guard.after_step(stats.loss, errors),
         };
-        if let Feed::Rollouts(rollouts) = &mut self.feed {
-            report.measured.round = rollouts.take_report();
-        }
+        report.measured.round = self.feed.take_report();
         let scores = self.measure(&mut report.measured)?;
         if let Some((policy, initial)) = self.held_means.take()
             && verdict == Verdict::GoOn
@@ -412,19 +386,11 @@ impl Run<'_> {
 
     /// The pairs of the next step with all their random numbers.
     fn draw(&mut self) -> Result<Vec<DrawnPair>> {
-        let pairs = self.plan.train.pairs_per_step;
         let policies = Policies {
             engine: &mut self.engine,
             state: &self.state,
         };
-        match &mut self.feed {
-            Feed::Pairs(loader) => {
-                let batch = loader.next_batch(pairs)?;
-                let rule = &self.state.timestep_rule;
-                Ok(DrawnPair::from_batch(&batch, &self.streams, rule))
-            }
-            Feed::Rollouts(rollouts) => rollouts.next_batch(policies, pairs),
-        }
+        self.feed.next_batch(policies, self.plan.train.pairs_per_step)
     }
 
     /// What the next step will be given.
@@ -433,17 +399,7 @@ impl Run<'_> {
             engine: &mut self.engine,
             state: &self.state,
         };
-        match &mut self.feed {
-            Feed::Pairs(loader) => {
-                let before = loader.state();
-                let pairs = self.draw()?;
-                if let Feed::Pairs(loader) = &mut self.feed {
-                    loader.resume(before)?;
-                }
-                Ok(pairs)
-            }
-            Feed::Rollouts(rollouts) => rollouts.peek(policies, self.plan.train.pairs_per_step),
-        }
+        self.feed.peek(policies, self.plan.train.pairs_per_step)
     }
 
     /// Runs every session on the first batch without using what comes out.

@@ -2,8 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Feed, Run};
-use crate::data::LoaderState;
+use super::Run;
 use crate::train::checkpoint::{Checkpoint, RunState, Tensors};
 use crate::train::guard::{Guard, GuardState};
 use crate::train::report::Event;
@@ -21,10 +20,7 @@ impl Run<'_> {
             let what = format!("`{name}` is not finite after step {}", state.step);
             return Err(self.diverged(&what, super::LOWER_LR));
         }
-        let rollouts = match &self.feed {
-            Feed::Pairs(_) => None,
-            Feed::Rollouts(rollouts) => Some(rollouts.save(&self.engine)?),
-        };
+        let (loader, rollouts) = self.feed.standing(&self.engine)?;
         let tensors = Tensors {
             policy: &state.policy,
             reference: &state.reference,
@@ -37,10 +33,7 @@ impl Run<'_> {
         let rest = RunState {
             step: state.step,
             optimizer_steps: state.adamw.steps(),
-            loader: match &self.feed {
-                Feed::Pairs(loader) => loader.state(),
-                Feed::Rollouts(_) => LoaderState::default(),
-            },
+            loader,
             rollouts: rollouts.as_ref().map(|(state, _)| state.clone()),
             timestep: state.timestep_rule.state(),
             reference: state.reference_rule.state().clone(),
@@ -112,14 +105,8 @@ impl Run<'_> {
             .restore(saved.optimizer_steps, found.first_moment, found.second_moment)?;
         state.timestep_rule.restore(saved.timestep)?;
         state.reference_rule.restore(saved.reference);
-        match (&mut self.feed, saved.rollouts, found.rollouts) {
-            (Feed::Pairs(loader), ..) => loader.resume(saved.loader)?,
-            (Feed::Rollouts(rollouts), Some(state), Some(tensors)) => rollouts.restore(state, &tensors)?,
-            (Feed::Rollouts(_), ..) => {
-                let remedy = "Resume with the objective that the run was started with.";
-                return Err(Error::bad("checkpoint", "holds no rollouts", remedy));
-            }
-        }
+        self.feed
+            .restore((saved.loader, saved.rollouts.zip(found.rollouts)))?;
         self.initial_scores = saved.initial;
         self.initial_pictures = saved.initial_pictures;
         self.best = saved.best;

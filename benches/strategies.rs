@@ -223,7 +223,7 @@ fn probe(model: &Model) {
             let step = side.step(&pairs);
             let began = Instant::now();
             probe
-                .drift(&mut side.engine, &side.state.reference)
+                .drift(&mut side.engine, &side.state.reference())
                 .expect("tiny-sd predicts");
             began.elapsed().as_secs_f64() / step
         })

@@ -143,10 +143,12 @@ impl Layout {
 }
 
 /// Values of every tensor of a [`Layout`], one after another.
+///
+/// Clones share their values until one of them changes: a reference that does not move takes no memory of its own.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParamSet {
     layout: Arc<Layout>,
-    values: Vec<f32>,
+    values: Arc<Vec<f32>>,
 }
 
 impl ParamSet {
@@ -154,7 +156,7 @@ impl ParamSet {
     pub fn zeros(layout: &Arc<Layout>) -> Self {
         Self {
             layout: Arc::clone(layout),
-            values: vec![0.0; layout.len()],
+            values: Arc::new(vec![0.0; layout.len()]),
         }
     }
 
@@ -170,7 +172,7 @@ impl ParamSet {
 
     /// All values, tensor after tensor.
     pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.values
+        Arc::make_mut(&mut self.values).as_mut_slice()
     }
 
     /// Values of the tensor at `index`, row-major.
@@ -180,7 +182,8 @@ impl ParamSet {
 
     /// Values of the tensor at `index`, row-major.
     pub fn tensor_mut(&mut self, index: usize) -> &mut [f32] {
-        &mut self.values[self.layout.ranges[index].clone()]
+        let range = self.layout.range(index);
+        &mut self.values_mut()[range]
     }
 
     /// The tensor with this name, in its shape.
@@ -205,10 +208,22 @@ impl ParamSet {
         self.iter().find(broken).map(|(name, _)| name)
     }
 
-    /// Takes over the values of a set with the same layout.
+    /// Takes over the values of a set with the same layout, and shares them from now on.
     pub fn copy_from(&mut self, other: &Self) {
         self.assert_same_layout(other);
-        self.values.copy_from_slice(&other.values);
+        self.values = Arc::clone(&other.values);
+    }
+
+    /// Gives up its own memory where the values of `other` are the same.
+    pub fn share_equal(&mut self, other: &Self) {
+        if self == other {
+            self.copy_from(other);
+        }
+    }
+
+    /// Whether both are one piece of memory.
+    pub fn shares_memory_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.values, &other.values)
     }
 
     /// Writes a safetensors file, whole or not at all. The same set always gives the same bytes.
@@ -217,7 +232,7 @@ impl ParamSet {
         fsutil::write_atomically_with(path, |out| {
             out.write_all(&(header.len() as u64).to_le_bytes())?;
             out.write_all(&header)?;
-            out.write_all(bytemuck::cast_slice(&self.values))
+            out.write_all(bytemuck::cast_slice(self.values()))
         })
     }
 
@@ -320,6 +335,23 @@ mod tests {
             ("scalar".to_owned(), vec![]),
         ])
         .unwrap()
+    }
+
+    #[test]
+    fn clones_share_memory_until_one_changes() {
+        let first = counting();
+        let mut second = first.clone();
+        assert!(second.shares_memory_with(&first));
+        second.tensor_mut(0)[1] = 7.0;
+        assert!(!second.shares_memory_with(&first));
+        assert_eq!(first, counting());
+        assert_eq!(second.values()[1], 7.0);
+        assert_eq!(second.values()[2..], first.values()[2..]);
+        second.share_equal(&first);
+        assert!(!second.shares_memory_with(&first));
+        second.values_mut()[1] = first.values()[1];
+        second.share_equal(&first);
+        assert!(second.shares_memory_with(&first));
     }
 
     fn counting() -> ParamSet {

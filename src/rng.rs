@@ -8,7 +8,7 @@
 //! bit. Normal numbers use the ziggurat method.
 
 use rand::seq::SliceRandom;
-use rand::{RngExt, SeedableRng};
+use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
@@ -75,6 +75,8 @@ pub enum Purpose {
     Split = 22,
     /// Which pictures a subset of KID holds; keyed by the subset.
     Subset = 23,
+    /// Rounding of a reference that is kept in bfloat16; keyed by optimizer step and block.
+    Rounding = 24,
 }
 
 /// The source of all streams of a run.
@@ -132,6 +134,11 @@ impl Stream {
         values.fill_with(|| self.0.sample(StandardNormal));
     }
 
+    /// Fills `bytes` with random bits.
+    pub fn fill_bytes(&mut self, bytes: &mut [u8]) {
+        self.0.fill_bytes(bytes);
+    }
+
     /// A number uniform in [0, 1), with 53 random bits.
     pub fn unit(&mut self) -> f64 {
         self.0.random()
@@ -162,7 +169,7 @@ mod tests {
 
     use super::*;
 
-    const PURPOSES: [Purpose; 21] = [
+    const PURPOSES: [Purpose; 22] = [
         Purpose::Noise,
         Purpose::Timestep,
         Purpose::Latent,
@@ -184,6 +191,7 @@ mod tests {
         Purpose::Rater,
         Purpose::Split,
         Purpose::Subset,
+        Purpose::Rounding,
     ];
 
     fn noise(seed: u64, pair: u64, visit: u64) -> Vec<f32> {

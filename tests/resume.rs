@@ -129,6 +129,15 @@ fn with_a_copied_reference_and_pull() {
     resumes_bit_exactly(&["reference={update: copy, every: 8, anchor: {kind: pull, strength: 0.3}}"]);
 }
 
+#[test]
+fn with_a_reference_in_a_file() {
+    resumes_bit_exactly(&["reference={update: ema, alpha: 0.1, storage: bf16}"]);
+    resumes_bit_exactly(&["reference={update: copy, every: 8, anchor: {kind: kl}, storage: bf16}"]);
+    let gate = "reference={update: ema, alpha: 0.5, every: 3, storage: bf16, anchor: {kind: gate, delta: 1.0e-6, \
+                on_trip: reinit}}";
+    decided_on_both_sides(&resumes_bit_exactly(&[gate]));
+}
+
 /// At such learning rates the policy, and a reference copied from it, soon get worse than the initial model.
 const SPOILED: &str = "guard={loss_spike: null, error_growth: null}";
 

@@ -199,7 +199,7 @@ fn check(name: &str) {
     let policy = end(&state.policy, "policy.");
     let reference = match plan.reference.update {
         UpdateConfig::Frozen => 0.0,
-        UpdateConfig::Ema | UpdateConfig::Copy => end(&state.reference, "reference."),
+        UpdateConfig::Ema | UpdateConfig::Copy => end(&state.reference(), "reference."),
     };
     let gate = &state.reference_rule.state().gate;
     if recorded.0.contains_key("gate.step") {

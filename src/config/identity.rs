@@ -43,6 +43,12 @@ const REPORTED: [&str; 7] = [
     "guard",
 ];
 
+/// Sections that only online objectives read.
+const ONLINE: [&str; 2] = ["rollout", "buffer"];
+
+/// Keys that came later, with the value that stands for what was before: runs without them stay the same runs.
+const ADDED: [(&str, &str); 1] = [("reference.storage", "f32")];
+
 /// The part of a configuration that determines the trained weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -79,6 +85,14 @@ impl ConfigIdentity {
     fn without<'a>(config: &Config, paths: impl Iterator<Item = &'a &'a str>) -> Self {
         let mut value = serde_json::to_value(config).expect("a configuration is plain data with text keys");
         paths.for_each(|path| remove(&mut value, path));
+        if !config.objective.objective().needs().experience.is_online() {
+            ONLINE.iter().for_each(|path| remove(&mut value, path));
+        }
+        for (path, before) in ADDED {
+            if get(&value, path).and_then(Value::as_str) == Some(before) {
+                remove(&mut value, path);
+            }
+        }
         Self(value)
     }
 
@@ -106,6 +120,10 @@ impl std::fmt::Display for Difference {
             value(&self.second)
         )
     }
+}
+
+fn get<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').try_fold(value, |value, key| value.get(key))
 }
 
 fn remove(value: &mut Value, path: &str) {

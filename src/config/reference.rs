@@ -23,6 +23,8 @@ pub struct ReferenceConfig {
     pub measure_every: u64,
     /// Draws (image, timestep, noise) of the fixed probe on which drift is measured.
     pub probe: usize,
+    /// How a moving reference is kept between its uses.
+    pub storage: StorageConfig,
 }
 
 impl Default for ReferenceConfig {
@@ -34,6 +36,7 @@ impl Default for ReferenceConfig {
             anchor: AnchorConfig::None {},
             measure_every: 50,
             probe: 64,
+            storage: StorageConfig::F32,
         }
     }
 }
@@ -48,6 +51,17 @@ pub enum UpdateConfig {
     Ema,
     /// Becomes the policy every `every` steps (TR-DPO's hard update).
     Copy,
+}
+
+/// How a moving reference is kept between its uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StorageConfig {
+    /// As it is, in memory.
+    F32,
+    /// What it differs from the initial policy, rounded to bfloat16, in a memory-mapped file of the output folder. For full
+    /// fine-tuning: a copy of the weights less in memory while the policy's step is at its peak.
+    Bf16,
 }
 
 /// What holds a moving reference near the initial policy.

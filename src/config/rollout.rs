@@ -89,11 +89,12 @@ pub enum BufferPairs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RewardBaseline {
-    /// Those of the prompt's latest images, over rounds; of the whole round while too few are known (DDPO).
+    /// Those of the prompt's latest images, over rounds; of the whole round while too few are known (DDPO). For tens of
+    /// prompts, which come again often.
     Prompt,
     /// Those of the whole round.
     Round,
-    /// Those of the prompt's images in this round (as in GRPO).
+    /// Those of the prompt's images in this round (as in GRPO). For any number of prompts.
     Group,
 }
 
@@ -104,7 +105,7 @@ impl Default for BufferConfig {
             passes: 1,
             steps_per_image: Some(5),
             pairs: BufferPairs::All,
-            baseline: RewardBaseline::Prompt,
+            baseline: RewardBaseline::Group,
             standardize: true,
             history: 32,
             min_count: 16,

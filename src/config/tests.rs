@@ -411,6 +411,26 @@ fn runs_are_the_same_when_only_reports_and_machines_differ() {
         report(&["train.keep=9", "runtime.threads=1", "model=elsewhere"])
     );
 
+    // A key that came later does not make other runs of old ones.
+    let storage = |storage| {
+        let set = format!("reference={{update: ema, storage: {storage}}}");
+        plan("", &[&set]).identity()
+    };
+    assert_eq!(storage("f32"), plan("", &["reference={update: ema}"]).identity());
+    assert_eq!(
+        storage("f32").differences(&storage("bf16"))[0].key,
+        "reference.storage"
+    );
+    assert!(!format!("{:?}", storage("f32")).contains("storage"));
+
+    // Only an online objective makes images of its own.
+    let indifferent = |kind| {
+        let hash = |set: &[&str]| plan("", &[&[kind], set].concat()).identity().hash();
+        hash(&[]) == hash(&["rollout.steps=7", "buffer.passes=2"])
+    };
+    assert!(indifferent("objective.kind=dpo"));
+    assert!(!indifferent("objective.kind=online_dpo"));
+
     let other = plan(
         "preset: stable-ema\n",
         &[

@@ -45,6 +45,21 @@ impl Blend {
         }
     }
 
+    /// Moves the reference.
+    pub(crate) fn apply(&self, reference: &mut ParamSet, policy: &ParamSet, initial: &ParamSet) {
+        reference.assert_same_layout(policy);
+        reference.assert_same_layout(initial);
+        let sources = policy.values().par_chunks(CHUNK);
+        let sources = sources.zip(initial.values().par_chunks(CHUNK));
+        reference
+            .values_mut()
+            .par_chunks_mut(CHUNK)
+            .zip(sources)
+            .for_each(|(out, (theta, theta0))| {
+                self.apply_block(out, theta, self.pulls().then_some(theta0));
+            });
+    }
+
     /// Writes into `candidate` what this update makes of `reference`, which stays as it is.
     pub fn candidate(
         &self,

@@ -17,11 +17,13 @@
 //! | `gate` | an update is taken only while the denoising error stays near θ0's | [`ReferenceRule::judge`] |
 
 mod blend;
+mod weights;
 
 use serde::{Deserialize, Serialize};
 
 pub use blend::Blend;
 pub(crate) use blend::lerp;
+pub use weights::ReferenceWeights;
 
 use crate::config::reference::{AnchorConfig, OnTripConfig, ReferenceConfig, UpdateConfig};
 use crate::{Error, Result};

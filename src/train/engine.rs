@@ -455,14 +455,15 @@ impl Engine {
         pairs: &PairInputs,
     ) -> Result<StepValues> {
         let values = self.reference(reference, samples)?;
-        self.step_beside(policy, reference, values, samples, pairs)
+        self.step_beside(policy, Some(reference), values, samples, pairs)
     }
 
-    /// [`Engine::step`] with what [`Engine::reference`] gave before.
+    /// [`Engine::step`] with what [`Engine::reference`] gave before. The reference itself is needed where it is a branch of
+    /// the step.
     pub fn step_beside(
         &mut self,
         policy: &ParamSet,
-        reference: &ParamSet,
+        reference: Option<&ParamSet>,
         reference_values: ReferenceValues,
         samples: &Samples,
         pairs: &PairInputs,
@@ -474,7 +475,7 @@ impl Engine {
             .step
             .step_inputs(samples, &timesteps, &reference_values, pairs);
         inputs.extend(views(&own, policy));
-        if is_branch {
+        if let (true, Some(reference)) = (is_branch, reference) {
             inputs.extend(views(&other, reference));
         }
         self.step.run(&inputs)?;

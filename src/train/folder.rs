@@ -138,6 +138,11 @@ impl RunFolder {
         self.0.join("metrics.jsonl")
     }
 
+    /// A moving reference that is not kept in memory; there while the run is.
+    pub fn reference(&self) -> PathBuf {
+        self.0.join("reference.bf16")
+    }
+
     /// The folder of checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
         self.0.join("checkpoints")

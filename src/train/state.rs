@@ -1,5 +1,7 @@
 //! Everything that moves during a run. What is here, and nothing else, is what a checkpoint has to hold.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use super::model::Model;
@@ -7,7 +9,7 @@ use crate::Result;
 use crate::config::Config;
 use crate::optim::{AdamW, LrSchedule};
 use crate::params::ParamSet;
-use crate::reference::{ReferenceRule, lerp};
+use crate::reference::{ReferenceRule, ReferenceWeights, lerp};
 use crate::timestep::TimestepRule;
 
 /// See the module's text.
@@ -16,8 +18,8 @@ pub struct State {
     pub step: u64,
     /// θ.
     pub policy: ParamSet,
-    /// The reference.
-    pub reference: ParamSet,
+    /// The reference; the same memory as θ0 until it moves, or a file.
+    pub reference: ReferenceWeights,
     /// θ0, which never moves; kept because adapters start from random factors or a file.
     pub initial: ParamSet,
     /// Moving average of θ, where `train.policy_ema` asks for one.
@@ -56,6 +58,11 @@ impl Average {
 }
 
 impl State {
+    /// The reference's weights, which take memory of their own while they are held if they come from a file.
+    pub fn reference(&self) -> Cow<'_, ParamSet> {
+        self.reference.read(&self.initial)
+    }
+
     /// The weights that are evaluated: the average where there is one, else the policy.
     pub fn evaluated(&self) -> &ParamSet {
         match &self.average {
@@ -70,7 +77,7 @@ impl State {
         Ok(Self {
             step: 0,
             policy: initial.clone(),
-            reference: initial.clone(),
+            reference: ReferenceWeights::resident(&initial),
             average: config.train.policy_ema.map(|decay| Average {
                 decay,
                 weights: initial.clone(),

@@ -11,7 +11,7 @@ use crate::margin::MarginMeter;
 use crate::objective::{Needs, Objective};
 use crate::optim::{Follow, Gradient, GradientNorms, GradientSum, Term, clip_factor};
 use crate::params::ParamSet;
-use crate::reference::{Action, Blend, Verdict};
+use crate::reference::{Action, Blend, ReferenceWeights, Verdict};
 use crate::timestep::Observation;
 use crate::{Error, Result};
 
@@ -114,17 +114,26 @@ impl<'a> Stepper<'a> {
         } else {
             Action::Keep
         };
-        let follow = match action {
-            Action::Move(blend) => Some(Follow {
-                reference: &mut state.reference,
-                initial: &state.initial,
-                blend,
-            }),
-            Action::Keep | Action::Probe(_) => None,
+        // In the same pass over memory, where all is in memory.
+        let (follow, then) = match (action, &mut state.reference) {
+            (Action::Move(blend), ReferenceWeights::Resident(reference)) => {
+                let initial = &state.initial;
+                let follow = Follow {
+                    reference,
+                    initial,
+                    blend,
+                };
+                (Some(follow), None)
+            }
+            (Action::Move(blend), ReferenceWeights::Mapped(_)) => (None, Some(blend)),
+            (Action::Keep | Action::Probe(_), _) => (None, None),
         };
         state
             .adamw
             .step(&mut state.policy, &gradient, clip, stats.lr, follow);
+        if let Some(blend) = then {
+            state.reference.follow(blend, &state.policy, &state.initial, step);
+        }
         state.step = step;
         if let Some(average) = &mut state.average {
             average.follow(&state.policy, step);
@@ -161,10 +170,9 @@ impl<'a> Stepper<'a> {
             inputs.batch_means.clone_from(&batch_means);
             let reference = match kept.get(index) {
                 Some(reference) => reference.clone(),
-                None => engine.reference(&state.reference, &self.samples)?,
+                None => engine.reference(&state.reference(), &self.samples)?,
             };
-            let values =
-                engine.step_beside(&state.policy, &state.reference, reference, &self.samples, &inputs)?;
+            let values = engine.step_beside(&state.policy, None, reference, &self.samples, &inputs)?;
             self.sum.add(&Term::by_name(engine.layout(), share, |name| {
                 engine.gradient(name)
             })?);
@@ -189,7 +197,7 @@ impl<'a> Stepper<'a> {
         }
         for part in pairs.chunks_exact(self.config.train.pairs_per_part()) {
             let inputs = self.fill(state, part);
-            let reference = engine.reference(&state.reference, &self.samples)?;
+            let reference = engine.reference(&state.reference(), &self.samples)?;
             let found = engine.batch_means(&state.policy, &reference, &self.samples, &inputs)?;
             means.resize(found.len(), 0.0);
             for (mean, found) in means.iter_mut().zip(found) {
@@ -322,7 +330,7 @@ impl<'a> Stepper<'a> {
             return Ok(());
         };
         kl.candidate.candidate(
-            &state.reference,
+            &state.reference(),
             &state.policy,
             &state.initial,
             &mut self.candidate,
@@ -354,7 +362,7 @@ impl<'a> Stepper<'a> {
         probe: Option<&Probe>,
     ) -> Result<Drift> {
         blend.candidate(
-            &state.reference,
+            &state.reference(),
             &state.policy,
             &state.initial,
             &mut self.candidate,
@@ -362,8 +370,14 @@ impl<'a> Stepper<'a> {
         let probe = probe.expect("a run with a gate has a probe");
         let drift = probe.drift(engine, &self.candidate)?;
         match state.reference_rule.judge(state.step, drift.d)? {
-            Verdict::Accept => state.reference.copy_from(&self.candidate),
-            Verdict::Reinit => state.reference.copy_from(&state.initial),
+            // The next candidate is written over what was the reference.
+            Verdict::Accept => {
+                let candidate = &mut self.candidate;
+                state
+                    .reference
+                    .become_candidate(candidate, &state.initial, state.step);
+            }
+            Verdict::Reinit => state.reference.reset(&state.initial),
             Verdict::Freeze => {}
         }
         Ok(drift)

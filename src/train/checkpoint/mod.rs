@@ -10,6 +10,8 @@
 //!   checksums.json                                                         BLAKE3 of every other file
 //! ```
 //!
+//! With `reference.storage: bf16` the reference is given by its difference from θ0.
+//!
 //! The folder is written under another name and renamed when every byte is on the disk: one that has its name is
 //! whole. Checksums are compared on reading. Random numbers need no state: their streams are keyed by what they are for.
 

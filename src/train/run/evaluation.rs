@@ -39,7 +39,7 @@ impl Run<'_> {
             false => errors(held, engine, console, (what, weights), pairs),
         };
         let policy = of("policy", state.evaluated())?;
-        let reference = of("reference", &state.reference)?;
+        let reference = of("reference", &state.reference())?;
         let bins = state.timestep_rule.bins();
         let (to_init, by_bin): (_, BinMargins) = held.margins(&policy, initial, bins);
         let (to_ref, _) = held.margins(&policy, &reference, bins);

@@ -36,11 +36,12 @@ use super::summary::{HeldOutScores, Manifest, Summary, Versions};
 use super::{memory, results};
 use crate::config::TrainPlan;
 use crate::config::guard::GuardAction;
-use crate::config::reference::UpdateConfig;
+use crate::config::reference::{StorageConfig, UpdateConfig};
 use crate::data::Dataset;
 use crate::diffusion::NoiseSchedule;
 use crate::objective::Objective;
 use crate::progress::Console;
+use crate::reference::ReferenceWeights;
 use crate::rng::Streams;
 use crate::{Error, Result, runtime};
 
@@ -92,6 +93,14 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         data.hash() + &feed_hash,
         Versions::with_runtime(library),
     );
+    let mut state = State::new(plan, &model, initial)?;
+    if plan.reference.storage == StorageConfig::Bf16
+        && objective.needs().reference
+        && state.reference_rule.moves()
+    {
+        let path = reserved.folder().reference();
+        state.reference = ReferenceWeights::mapped(&path, &state.initial, streams)?;
+    }
     let manifest = manifest::of(plan, &identity, &engine, &data, objective);
     let heldout = data.heldout.as_ref().map(Measurable);
     let mut run = Run {
@@ -105,7 +114,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         identity,
         stepper: Stepper::new(plan, &model.schedule, &engine, objective, negative),
         engine,
-        state: State::new(plan, &model, initial)?,
+        state,
         probe: None,
         pictures: Pictures::prepare(&plan.samples, &model, &prepare::session_options(plan))?,
         noise_schedule: &model.schedule,
@@ -377,7 +386,7 @@ impl Run<'_> {
             self.draw_pictures(measured)?;
         }
         if let (Some(probe), true) = (&self.probe, self.state.reference_rule.drift_due(step)) {
-            let drift = probe.drift(&mut self.engine, &self.state.reference)?;
+            let drift = probe.drift(&mut self.engine, &self.state.reference())?;
             measured.d_ref_init = Some(drift.d);
             measured.kl_ref_init = Some(drift.kl);
         }

@@ -16,14 +16,15 @@ impl Run<'_> {
     pub(super) fn save(&mut self) -> Result<PathBuf> {
         let state = &self.state;
         let (first_moment, second_moment) = state.adamw.moments();
-        if let Some(name) = state.policy.non_finite().or(state.reference.non_finite()) {
+        let reference = state.reference.kept(&state.initial);
+        if let Some(name) = state.policy.non_finite().or(reference.non_finite()) {
             let what = format!("`{name}` is not finite after step {}", state.step);
             return Err(self.diverged(&what, super::LOWER_LR));
         }
         let (loader, rollouts) = self.feed.standing(&self.engine)?;
         let tensors = Tensors {
             policy: &state.policy,
-            reference: &state.reference,
+            reference: &reference,
             initial: &state.initial,
             first_moment,
             second_moment,
@@ -95,8 +96,11 @@ impl Run<'_> {
         let (state, saved) = (&mut self.state, found.state);
         state.step = saved.step;
         state.policy = found.policy;
-        state.reference = found.reference;
         state.initial = found.initial;
+        if let Some(model) = self.engine.model_weights() {
+            state.initial.share_equal(model);
+        }
+        state.reference.restore(found.reference, &state.initial);
         if let (Some(average), Some(saved)) = (&mut state.average, found.average) {
             average.weights = saved;
         }

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use ortdpo::config::adapter::InitA;
+use ortdpo::config::reference::StorageConfig;
 use ortdpo::config::{Sources, TrainPlan};
 use ortdpo::diffusion::Timestep;
 use ortdpo::objective::Dpo;
 use ortdpo::pipeline::denoiser::Geometry;
-use ortdpo::reference::ReferenceRule;
+use ortdpo::reference::{ReferenceRule, ReferenceWeights};
 use ortdpo::rng::{PairId, Purpose, Stream, Streams};
 use ortdpo::runtime::{self, Arena, SessionOptions};
 use ortdpo::train::draw::{Content, DrawnPair};
@@ -58,6 +59,12 @@ fn main() {
             compare(&model, &adapter, name, &rules);
         }
     }
+    compare(
+        &model,
+        "adapter.kind=full",
+        "ema in a file",
+        &[EMA, "reference.storage=bf16"],
+    );
     probe(&model);
 }
 
@@ -109,14 +116,21 @@ impl<'a> Side<'a> {
                 ..SessionOptions::default()
             },
         };
-        let engine = Engine::build(&options, false, |graph| initial::trainables(&plan.adapter, graph))
+        let mut engine = Engine::build(&options, false, |graph| initial::trainables(&plan.adapter, graph))
             .expect("tiny-sd trains");
         let initial = match engine.model_weights() {
             Some(weights) => weights.clone(),
             None => ortdpo::adapter::init_lora(engine.layout(), InitA::Kaiming, &Streams::new(0)),
         };
+        let mut state = State::new(plan, model, initial).expect("the plan was checked");
+        if plan.reference.storage == StorageConfig::Bf16 {
+            let path = std::env::temp_dir().join("ortdpo-bench-reference.bf16");
+            state.reference = ReferenceWeights::mapped(&path, &state.initial, Streams::new(0))
+                .expect("the system's folder for temporary files can be written");
+            engine.release_after_steps().expect("ONNX Runtime can");
+        }
         Self {
-            state: State::new(plan, model, initial).expect("the plan was checked"),
+            state,
             stepper: Stepper::new(plan, &model.schedule, &engine, &Dpo::default(), None),
             engine,
         }

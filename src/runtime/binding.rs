@@ -48,6 +48,17 @@ impl Binding {
         })
     }
 
+    /// Gives memory that ONNX Runtime would keep for the next run back to the system after every run, which then has to ask
+    /// for it again.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] where ONNX Runtime does not take the setting.
+    pub fn release_after_runs(&mut self) -> Result<()> {
+        self.options
+            .set("memory.enable_memory_arena_shrinkage", "cpu:0")
+            .map_err(|e| failure(&self.place, e))
+    }
+
     /// Keeps `tensor` as the input `name` of every run from now on, without copying it.
     ///
     /// # Errors

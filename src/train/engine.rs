@@ -494,6 +494,12 @@ impl Engine {
         })
     }
 
+    /// From now on, gives what a step needed back to the system after each, so that there is room for something else until
+    /// the next.
+    pub fn release_after_steps(&mut self) -> Result<()> {
+        self.step.binding.release_after_runs()
+    }
+
     /// Gradient of the last step's loss for the tensor `name`.
     pub fn gradient(&self, name: &str) -> Option<&[f32]> {
         gradient_of(&self.step, name)

@@ -83,7 +83,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     let shown = (options.console, options.stop);
     let feed = Feed::prepare(plan, &model, needs, data.train.as_ref(), shown)?;
     let sample = feed.geometry(&model, plan.data.resolution)?;
-    let (engine, initial) = prepare::engine(plan, &model, sample, objective, &streams)?;
+    let (mut engine, initial) = prepare::engine(plan, &model, sample, objective, &streams)?;
     let feed = feed.with_value(plan, &engine)?;
     let feed_hash = feed.hash()?;
     let negative = feed.negative().filter(|_| plan.guidance_inside().is_some());
@@ -100,6 +100,8 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     {
         let path = reserved.folder().reference();
         state.reference = ReferenceWeights::mapped(&path, &state.initial, streams)?;
+        // Or the weights, read from the file for the reference's run, would come on top of the step's peak.
+        engine.release_after_steps()?;
     }
     let manifest = manifest::of(plan, &identity, &engine, &data, objective);
     let heldout = data.heldout.as_ref().map(Measurable);

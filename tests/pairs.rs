@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use image::{Rgb, RgbImage};
-use ortdpo::data::{Images, PairSource, PickAPic, Preference, Row};
+use ortdpo::data::{Content, Images, PairSource, PickAPic, Preference};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
@@ -51,8 +51,8 @@ fn pictures(folder: &Path) {
 
 fn rows(folder: &Path, split: &str) -> Vec<ortdpo::data::Pair> {
     let source = PickAPic::open(folder, split, Images::Pairs).unwrap();
-    let rows = source.rows().unwrap().map(|row| match row.unwrap() {
-        Row::Pair(pair) => pair,
+    let rows = source.rows().unwrap().map(|row| match row.unwrap().content {
+        Content::Pair(pair) => pair,
         other => panic!("{other:?}"),
     });
     rows.collect()
@@ -105,7 +105,11 @@ fn training_reads_the_pairs_with_their_scores_and_splits() {
             Preference::Second
         };
         assert_eq!(pair.preference, preferred);
-        assert!(pair.images.iter().all(|bytes| bytes.starts_with(b"\x89PNG")));
+        assert!(
+            pair.images
+                .iter()
+                .all(|image| image.read().unwrap().starts_with(b"\x89PNG"))
+        );
     }
     // A second time the folder is refused, unless it may be replaced, and the pairs are the same.
     let again = [

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use ortdpo::data::image::decode;
-use ortdpo::data::{Images, PairSource, PickAPic, Row};
+use ortdpo::data::{Content, Images, PairSource, PickAPic, Row};
 use ortdpo::reward::{RewardModel, manifest};
 use ortdpo::runtime::SessionOptions;
 use serde_json::Value;
@@ -37,10 +37,13 @@ fn held_out() -> (Vec<RgbImage>, Vec<String>, Vec<Value>) {
     let rows: Vec<Row> = source.rows().unwrap().take(40).collect::<Result<_, _>>().unwrap();
     let (mut pictures, mut captions) = (Vec::new(), Vec::new());
     for case in &expected {
-        let Row::Pair(pair) = &rows[case["row"].as_u64().unwrap() as usize] else {
+        let Content::Pair(pair) = &rows[case["row"].as_u64().unwrap() as usize].content else {
             panic!("held-out rows are pairs")
         };
-        pictures.push(decode(&pair.images[case["side"].as_u64().unwrap() as usize]).unwrap());
+        let file = pair.images[case["side"].as_u64().unwrap() as usize]
+            .read()
+            .unwrap();
+        pictures.push(decode(&file).unwrap());
         captions.push(pair.caption.clone());
     }
     (pictures, captions, expected)

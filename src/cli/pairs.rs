@@ -102,6 +102,8 @@ enum ChooseArg {
     BestWorst,
     /// Every two
     All,
+    /// Those that follow each other in the order of scores
+    Adjacent,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -146,6 +148,7 @@ impl Pairs {
             choose: match self.rules.choose {
                 ChooseArg::BestWorst => Choose::BestWorst,
                 ChooseArg::All => Choose::All,
+                ChooseArg::Adjacent => Choose::Adjacent,
             },
             label: match self.rules.label {
                 LabelArg::Score => Label::Score,
@@ -223,7 +226,7 @@ impl Pairs {
         let text = |name: &str| fields.get(name).and_then(serde_json::Value::as_str);
         let path = match picture {
             Picture::File(path) => path,
-            Picture::Bytes(_) => {
+            Picture::Bytes(_) | Picture::Part { .. } => {
                 unreachable!("records without files were refused before they were scored")
             }
         };
@@ -242,7 +245,7 @@ impl Pairs {
 fn with_file(record: Record) -> Result<Record> {
     match record.picture {
         Picture::File(_) => Ok(record),
-        Picture::Bytes(_) => Err(Error::bad(
+        Picture::Bytes(_) | Picture::Part { .. } => Err(Error::bad(
             record.file,
             "lies inside a parquet file",
             "Give pictures as files: a folder, a glob, or a list with a column `file`.",

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::require;
 use crate::Result;
+use crate::pairs::Choose;
 
 /// Which preference pairs are trained and evaluated on, and how they are encoded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -16,7 +17,9 @@ pub struct DataConfig {
     pub kind: DataKind,
     /// Folder with the data set, or a single file of it. Online objectives with `rollout.prompts` or `rollout.labels` need none.
     pub path: PathBuf,
-    /// Split that is trained on: files are named `SPLIT-*.parquet`.
+    /// Which images of a prompt meet where the data set ranks several of them: `hpdv2`, `imagereward`, `jsonl`, `imagefolder`.
+    pub choose: Choose,
+    /// Split that is trained on: files are named `SPLIT-*` or `SPLIT.*`, or lie in `SPLIT/`. Sets that are not divided are `train`.
     pub split: String,
     /// Split that is evaluated on; `null` takes the first of heldout, validation and test that is there.
     pub heldout_split: Option<String>,
@@ -45,6 +48,7 @@ impl Default for DataConfig {
         Self {
             kind: DataKind::Pickapic,
             path: PathBuf::new(),
+            choose: Choose::All,
             split: "train".into(),
             heldout_split: None,
             resolution: 512,
@@ -60,14 +64,31 @@ impl Default for DataConfig {
     }
 }
 
-/// Format of a data set.
+/// Format of a data set. docs/data.md shows what each looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataKind {
     /// Parquet files with the columns of Pick-a-Pic v2.
     Pickapic,
-    /// Parquet files of single images that people liked or not, for `kto`: `caption`, `jpg_0`, and `label_0`, 1 or 0. Nothing
-    /// is evaluated on held-out images, for there is nothing to compare.
+    /// Parquet files with the columns `prompt`, and the images `chosen` and `rejected`.
+    ChosenRejected,
+    /// HPDv2's lists: `train.json` with `prompt`, `file_path`, and `human_preference` or `rank`.
+    Hpdv2,
+    /// HPDv3's lists: `train.json` with `prompt`, `path1` (preferred) and `path2`.
+    Hpdv3,
+    /// ImageRewardDB: a record per image with `prompt_id`, `prompt`, `image_path` and `rank`.
+    Imagereward,
+    /// JSON lines with `prompt`, `chosen` and `rejected`, or with two images and a label, or with ranked images.
+    Jsonl,
+    /// Hugging Face's imagefolder: a `metadata.jsonl` beside the images.
+    Imagefolder,
+    /// Folders `w` and `l`, or names that end in `_w` and `_l`, with the prompts in text files.
+    Folders,
+    /// WebDataset: tar archives with two images and a JSON file per sample.
+    Webdataset,
+    /// Single images that people liked or not, for `kto`: parquet files with `caption`, `jpg_0`, and `label_0`, 1 or 0; or CSV or
+    /// JSON lines with `file_path`, `caption` and `label`. Nothing is evaluated on held-out images, for there is nothing to
+    /// compare.
     Rated,
 }
 

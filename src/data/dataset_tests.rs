@@ -12,11 +12,11 @@ use crate::Error;
 fn mean_of(name: &str, row: usize, image: usize) -> Vec<f32> {
     let source = source(name);
     let rows: Vec<Row> = source.rows().unwrap().collect::<Result<_>>().unwrap();
-    let Row::Pair(pair) = &rows[row] else {
+    let Content::Pair(pair) = &rows[row].content else {
         panic!("row {row} is no pair")
     };
     let mut pixels = vec![0.0; 3 * 16 * 16];
-    Prepared::new(decode(&pair.images[image]).unwrap(), 16).write(View::CENTER, &mut pixels);
+    Prepared::new(decode(&pair.images[image].read().unwrap()).unwrap(), 16).write(View::CENTER, &mut pixels);
     let every_fourth = |i: usize| (i / 16 % 16).is_multiple_of(4) && i.is_multiple_of(4);
     (0..pixels.len())
         .filter(|&i| every_fourth(i))

@@ -1,5 +1,6 @@
 //! The parallel half of filling the cache: rows are read, hashed and decoded while the model encodes.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -9,7 +10,8 @@ use rayon::prelude::*;
 use super::cache::Key;
 use super::fill::view_key;
 use super::image::{Prepared, decode};
-use super::pair::{Pair, PairSource, Preference, Row};
+use super::pair::{Content, Pair, PairSource, Place, Preference, Row};
+use super::picture::Picture;
 use super::views::Views;
 use crate::Result;
 use crate::rng::PairId;
@@ -20,20 +22,27 @@ const CHUNK: usize = 16;
 /// Chunks that wait for the encoder.
 pub(super) const CHUNKS_WAITING: usize = 2;
 
-/// A row whose images are identified and, where the cache lacks them, decoded.
-pub(super) enum Checked {
+/// A row that was looked at.
+pub(super) struct Checked {
+    pub id: PairId,
+    pub place: Place,
+    pub finding: Finding,
+}
+
+/// What a row turned out to be.
+pub(super) enum Finding {
+    /// Images are identified and, where the cache lacks them, decoded.
     Pair {
         pair: PairHead,
         images: [Key; 2],
         decoded: Vec<(Key, Result<Arc<Prepared>, String>)>,
     },
-    Unlabelled(PairId),
-    Damaged(PairId, String),
+    Unlabelled,
+    Damaged(String),
 }
 
 /// A pair without its image files.
 pub(super) struct PairHead {
-    pub id: PairId,
     pub caption: String,
     pub preference: Preference,
     pub scores: Option<[f32; 2]>,
@@ -69,33 +78,34 @@ impl Decoder<'_> {
     }
 
     fn check(&mut self, rows: Vec<Row>) -> Vec<Checked> {
-        let hashed: Vec<(Row, Option<[Key; 2]>)> = rows
+        let read: Vec<(PairId, Place, Read)> = rows
             .into_par_iter()
-            .map(|row| match row {
-                Row::Pair(pair) => {
-                    let images = [0, 1].map(|i| Key::of(&[&pair.images[i]]));
-                    (Row::Pair(pair), Some(images))
-                }
-                other => (other, None),
-            })
+            .map(|row| (row.id, row.place, read(row.content)))
             .collect();
         // One after the other, so that an image which several rows share is decoded once.
-        let claimed: Vec<(Row, Option<[Key; 2]>, [bool; 2])> = hashed
+        let claimed: Vec<_> = read
             .into_iter()
-            .map(|(row, images)| {
-                let needed = matches!(&row, Row::Pair(pair) if self.needs(pair));
-                let mut claim = |key| needed && self.lacks(key) && self.claimed.insert(key);
-                let claim = images.map_or([false; 2], |keys| keys.map(&mut claim));
-                (row, images, claim)
+            .map(|(id, place, read)| {
+                let mut claim =
+                    |head: &PairHead, key| self.needs(head) && self.lacks(key) && self.claimed.insert(key);
+                let claim = match &read {
+                    Read::Pair { head, images, .. } => images.map(|key| claim(head, key)),
+                    Read::Other(_) => [false; 2],
+                };
+                (id, place, read, claim)
             })
             .collect();
         claimed
             .into_par_iter()
-            .map(|(row, images, claim)| self.decode(row, images, claim))
+            .map(|(id, place, read, claim)| Checked {
+                id,
+                place,
+                finding: self.decode(read, claim),
+            })
             .collect()
     }
 
-    fn needs(&self, pair: &Pair) -> bool {
+    fn needs(&self, pair: &PairHead) -> bool {
         self.keep_ties || pair.preference != Preference::Tie
     }
 
@@ -105,37 +115,71 @@ impl Decoder<'_> {
             .any(|view| !self.present.contains(&view_key(image, view)))
     }
 
-    fn decode(&self, row: Row, images: Option<[Key; 2]>, claim: [bool; 2]) -> Checked {
-        match (row, images) {
-            (Row::Pair(pair), Some(images)) => {
-                let claimed = (0..2).filter(|&i| claim[i]);
-                let decoded = claimed.map(|i| {
-                    let prepared = decode(&pair.images[i]).map(|rgb| Prepared::new(rgb, self.resolution));
-                    let reason = |e| format!("the {} image {e}", ["first", "second"][i]);
-                    (images[i], prepared.map(Arc::new).map_err(reason))
-                });
-                let decoded = decoded.collect();
-                let Pair {
-                    id,
-                    caption,
-                    preference,
-                    scores,
-                    ..
-                } = pair;
-                Checked::Pair {
-                    pair: PairHead {
-                        id,
-                        caption,
-                        preference,
-                        scores,
-                    },
-                    images,
-                    decoded,
-                }
-            }
-            (Row::Pair(pair), None) => Checked::Damaged(pair.id, "has no images".into()),
-            (Row::Unlabelled(id), _) => Checked::Unlabelled(id),
-            (Row::Damaged(id, reason), _) => Checked::Damaged(id, reason),
+    fn decode(&self, read: Read, claim: [bool; 2]) -> Finding {
+        let (head, images, files) = match read {
+            Read::Pair { head, images, files } => (head, images, files),
+            Read::Other(finding) => return finding,
+        };
+        let claimed = (0..2).filter(|&i| claim[i]);
+        let decoded = claimed.map(|i| {
+            let prepared = decode(&files[i]).map(|rgb| Prepared::new(rgb, self.resolution));
+            let reason = |e| format!("{} {e}", NAMES[i]);
+            (images[i], prepared.map(Arc::new).map_err(reason))
+        });
+        Finding::Pair {
+            decoded: decoded.collect(),
+            pair: head,
+            images,
         }
     }
 }
+
+/// A row whose image files were read.
+enum Read {
+    Pair {
+        head: PairHead,
+        images: [Key; 2],
+        files: [Vec<u8>; 2],
+    },
+    Other(Finding),
+}
+
+fn read(content: Content) -> Read {
+    let pair = match content {
+        Content::Pair(pair) => pair,
+        Content::Unlabelled => return Read::Other(Finding::Unlabelled),
+        Content::Damaged(reason) => return Read::Other(Finding::Damaged(reason)),
+    };
+    let Pair {
+        caption,
+        images,
+        preference,
+        scores,
+    } = pair;
+    match both(images) {
+        Ok(files) => Read::Pair {
+            head: PairHead {
+                caption,
+                preference,
+                scores,
+            },
+            images: [0, 1].map(|i| Key::of(&[&files[i]])),
+            files,
+        },
+        Err(reason) => Read::Other(Finding::Damaged(reason)),
+    }
+}
+
+fn both([first, second]: [Picture; 2]) -> Result<[Vec<u8>; 2], String> {
+    let bytes = |picture, name: &str| match picture {
+        Picture::Bytes(bytes) => Ok(bytes),
+        other => other
+            .read()
+            .map(Cow::into_owned)
+            .map_err(|e| format!("{name} {e}")),
+    };
+    Ok([bytes(first, NAMES[0])?, bytes(second, NAMES[1])?])
+}
+
+/// What the images of a pair are called in messages.
+const NAMES: [&str; 2] = ["the first image", "the second image"];

@@ -11,13 +11,14 @@ use ndarray::{Array4, Axis};
 use rayon::prelude::*;
 
 use super::cache::{Key, Writer};
-use super::decode::{CHUNKS_WAITING, Checked, Decoder, PairHead};
+use super::decode::{CHUNKS_WAITING, Checked, Decoder, Finding, PairHead};
 use super::encoder::{CaptionEncoder, Encoders, ImageEncoder};
 use super::image::{Prepared, View};
-use super::pair::{PairSource, Preference};
+use super::pair::{PairSource, Place, Preference};
 use super::table::{PairRow, Table};
 use super::views::Views;
 use crate::pipeline::PromptTokens;
+use crate::rng::PairId;
 use crate::{Error, Result};
 
 /// What preparing a data set is busy with.
@@ -178,16 +179,17 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
 
     fn take(&mut self, row: Checked) -> Result<()> {
         self.table.counts.rows += 1;
-        match row {
-            Checked::Unlabelled(id) => {
-                self.hash_row(id.0, b"unlabelled", &[]);
+        let Checked { id, place, finding } = row;
+        match finding {
+            Finding::Unlabelled => {
+                self.hash_row(id, b"unlabelled", &[]);
                 self.table.counts.unlabelled += 1;
             }
-            Checked::Damaged(id, reason) => {
-                self.hash_row(id.0, b"damaged", &[]);
-                self.table.skip(&self.source.locate(id), &reason);
+            Finding::Damaged(reason) => {
+                self.hash_row(id, b"damaged", &[]);
+                self.table.skip(&place, &reason);
             }
-            Checked::Pair {
+            Finding::Pair {
                 pair,
                 images,
                 decoded,
@@ -202,18 +204,18 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
                     images[0].as_bytes(),
                     images[1].as_bytes(),
                 ];
-                self.hash_row(pair.id.0, label, &content);
+                self.hash_row(id, label, &content);
                 for (key, outcome) in decoded {
                     self.enqueue(key, outcome);
                 }
-                self.add_pair(pair, images);
+                self.add_pair(id, &place, pair, images);
             }
         }
         self.check_share()
     }
 
-    fn hash_row(&mut self, id: u64, label: &[u8], content: &[&[u8]]) {
-        let id = id.to_le_bytes();
+    fn hash_row(&mut self, id: PairId, label: &[u8], content: &[&[u8]]) {
+        let id = id.0.to_le_bytes();
         let parts = [&id[..], label].into_iter().chain(content.iter().copied());
         self.hasher.update(Key::of(&parts.collect::<Vec<_>>()).as_bytes());
     }
@@ -234,9 +236,8 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
         }
     }
 
-    fn add_pair(&mut self, pair: PairHead, images: [Key; 2]) {
+    fn add_pair(&mut self, id: PairId, place: &Place, pair: PairHead, images: [Key; 2]) {
         let PairHead {
-            id,
             caption,
             preference,
             scores,
@@ -248,7 +249,7 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
             }
         }
         if let Some(reason) = images.iter().find_map(|image| self.broken.get(image)) {
-            self.table.skip(&self.source.locate(id), reason);
+            self.table.skip(place, reason);
             return;
         }
         let caption = self.captions.insert_full(caption).0 as u32;

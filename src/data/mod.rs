@@ -1,7 +1,7 @@
 //! Preference pairs on their way from a data set to a training batch.
 //!
 //! ```text
-//! parquet shards ─► importer ─► decode, resize, crop ─► VAE moments ─┐
+//! files, folders  ─► importer ─► decode, resize, crop ─► VAE moments ─┐
 //!                          └─► caption ─► text embedding ────────────┴► encoding cache ─► loader ─► batch
 //! ```
 //!
@@ -15,6 +15,7 @@ mod decode;
 mod encoder;
 mod fill;
 pub mod image;
+pub mod import;
 mod loader;
 #[cfg(test)]
 mod loader_tests;
@@ -22,6 +23,9 @@ mod onnx_encoders;
 mod pair;
 pub(crate) mod parquet_file;
 mod pickapic;
+#[cfg(test)]
+mod pickapic_tests;
+mod picture;
 mod shards;
 mod table;
 #[cfg(test)]
@@ -36,8 +40,9 @@ pub use encoder::{CaptionEncoder, Encoders, Identity, ImageEncoder};
 pub use fill::{EncodeOptions, OnProgress, Progress, Stage};
 pub use loader::{BatchPair, Loader, LoaderState, PairBatch};
 pub use onnx_encoders::OnnxEncoders;
-pub use pair::{Pair, PairSource, Preference, Row, Rows};
+pub use pair::{At, Content, Pair, PairSource, Place, Preference, Row, Rows};
 pub use pickapic::{Images, PickAPic};
+pub use picture::Picture;
 pub use table::{Counts, PairRow};
 pub use views::Views;
 
@@ -58,22 +63,22 @@ pub enum Part {
 /// # Errors
 /// The files are missing or are not what the format says.
 pub fn open(config: &DataConfig, part: Part) -> Result<Option<Box<dyn PairSource>>> {
-    let (images, has_heldout) = match config.kind {
-        DataKind::Pickapic => (Images::Pairs, true),
-        DataKind::Rated => (Images::Single, false),
-    };
     let split = match part {
-        Part::Train => Some(config.split.as_str()),
-        Part::Heldout if !has_heldout => None,
+        Part::Train => Some(config.split.clone()),
+        Part::Heldout if config.kind == DataKind::Rated => None,
         Part::Heldout => match &config.heldout_split {
-            Some(split) => Some(split.as_str()),
-            None => PickAPic::first_split(&config.path, &HELDOUT_SPLITS)?,
+            Some(split) => Some(split.clone()),
+            None => {
+                let there = import::splits(config.kind, &config.path)?;
+                let found = HELDOUT_SPLITS
+                    .iter()
+                    .find(|split| there.iter().any(|s| s == *split));
+                found.map(|split| (*split).to_owned())
+            }
         },
     };
-    match split {
-        Some(split) => Ok(Some(Box::new(PickAPic::open(&config.path, split, images)?))),
-        None => Ok(None),
-    }
+    let open = |split: String| import::open(config.kind, &config.path, &split, config.choose);
+    split.map(open).transpose()
 }
 
 impl EncodeOptions {

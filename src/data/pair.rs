@@ -1,7 +1,12 @@
 //! What an importer delivers: rows of a preference data set, one at a time and in a fixed order.
 
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
+use super::picture::Picture;
 use crate::Result;
 use crate::model_folder::ContentHash;
 use crate::rng::PairId;
@@ -18,15 +23,34 @@ pub enum Preference {
     Tie,
 }
 
+impl Preference {
+    /// From a label: 1 the first, 0 the second, ½ neither.
+    pub fn of_label(label: f64) -> Option<Self> {
+        match label {
+            1.0 => Some(Self::First),
+            0.0 => Some(Self::Second),
+            0.5 => Some(Self::Tie),
+            _ => None,
+        }
+    }
+
+    /// 1 for the first, 0 for the second, ½ for neither.
+    pub fn label(self) -> f64 {
+        match self {
+            Self::First => 1.0,
+            Self::Second => 0.0,
+            Self::Tie => 0.5,
+        }
+    }
+}
+
 /// One comparison of two images made for the same caption.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
-    /// Row number over all files of the split, counted before anything is left out.
-    pub id: PairId,
     /// The prompt both images were made for.
     pub caption: String,
-    /// The two image files, undecoded, in the data set's order.
-    pub images: [Vec<u8>; 2],
+    /// The two image files, in the data set's order.
+    pub images: [Picture; 2],
     /// What people said.
     pub preference: Preference,
     /// A scorer's values for the two images, where the data set has them.
@@ -35,19 +59,61 @@ pub struct Pair {
 
 /// A row of the data set.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Row {
-    /// A usable comparison; its images may still turn out not to decode.
+pub struct Row {
+    /// Row number over all files of the split, counted before anything is left out.
+    pub id: PairId,
+    /// Where it lies, for messages.
+    pub place: Place,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// What a row holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    /// A usable comparison; its images may still turn out not to be there, or not to decode.
     Pair(Pair),
     /// Nobody compared these images.
-    Unlabelled(PairId),
-    /// Something is wrong with the row: which, and what.
-    Damaged(PairId, String),
+    Unlabelled,
+    /// Something is wrong with the row: what.
+    Damaged(String),
+}
+
+/// Where a row lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// File, or folder.
+    pub file: Arc<Path>,
+    /// Where in it.
+    pub at: At,
+}
+
+/// Where in a file something lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum At {
+    /// Row of a table, counted from 0.
+    Row(u64),
+    /// Line of a text file, counted from 1.
+    Line(u64),
+    /// What has a name.
+    Name(Box<str>),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.display();
+        match &self.at {
+            At::Row(row) => write!(f, "{file}, row {row}"),
+            At::Line(line) => write!(f, "{file}, line {line}"),
+            At::Name(name) => write!(f, "{file}, {name}"),
+        }
+    }
 }
 
 /// The rows of a split, in order.
 pub type Rows<'a> = Box<dyn Iterator<Item = Result<Row>> + Send + 'a>;
 
-/// A split of a preference data set. One implementation per data set format.
+/// A split of a preference data set.
 pub trait PairSource: Sync {
     /// Streams the rows in the order of their ids, which no setting changes.
     ///
@@ -68,9 +134,6 @@ pub trait PairSource: Sync {
     /// # Errors
     /// A file has gone.
     fn stamp(&self) -> Result<ContentHash>;
-
-    /// Where a row lies, for messages: file and row within it.
-    fn locate(&self, id: PairId) -> String;
 
     /// The folder or file that the user named.
     fn place(&self) -> String;

@@ -3,8 +3,12 @@
 use std::fs::File;
 use std::path::Path;
 
+use arrow_array::Array;
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type};
 use arrow_schema::DataType;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use serde_json::Value;
 
 use crate::{Error, Result};
 
@@ -36,5 +40,26 @@ pub(crate) fn is_image(data_type: &DataType) -> bool {
             .iter()
             .any(|f| f.name() == "bytes" && *f.data_type() == DataType::Binary),
         _ => false,
+    }
+}
+
+/// Whether a column holds plain values: text, numbers, truth values.
+pub(crate) fn is_scalar(data_type: &DataType) -> bool {
+    use DataType::{Boolean, Float32, Float64, Int32, Int64, Utf8};
+    matches!(data_type, Boolean | Float32 | Float64 | Int32 | Int64 | Utf8)
+}
+
+/// A plain value of a column that [`is_scalar`].
+pub(crate) fn scalar(column: &dyn Array, row: usize) -> Value {
+    if column.is_null(row) {
+        return Value::Null;
+    }
+    match column.data_type() {
+        DataType::Boolean => column.as_boolean().value(row).into(),
+        DataType::Float32 => f64::from(column.as_primitive::<Float32Type>().value(row)).into(),
+        DataType::Float64 => column.as_primitive::<Float64Type>().value(row).into(),
+        DataType::Int32 => column.as_primitive::<Int32Type>().value(row).into(),
+        DataType::Int64 => column.as_primitive::<Int64Type>().value(row).into(),
+        _ => column.as_string::<i32>().value(row).into(),
     }
 }

@@ -1,60 +1,115 @@
-//! Finding the parquet files of a split in a folder.
+//! Finding the files of a split in a folder, and telling whether files changed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::model_folder::ContentHash;
 use crate::{Error, Result};
 
-/// Parquet files of a split, sorted by name.
-pub(super) fn find_shards(folder: &Path, split: &str) -> Result<Vec<PathBuf>> {
-    let all = list_parquet(folder, Some(split))?;
+/// How the names of parquet files end.
+pub(super) const PARQUET: [&str; 1] = ["parquet"];
+
+/// Files of a split whose names end so, sorted by name: `SPLIT-*.EXT` or `SPLIT.EXT` in the folder or in its `data/`, and
+/// those in `SPLIT/`.
+///
+/// # Errors
+/// There are none; the message lists the splits that are there.
+pub(super) fn find(folder: &Path, split: &str, extensions: &[&str]) -> Result<Vec<PathBuf>> {
+    let all = list(folder, Some(split), extensions)?;
     let chosen: Vec<PathBuf> = all
         .iter()
-        .filter(|file| split_of(file) == split)
+        .filter(|file| split_of(file) == split || is_in(file, folder, split))
         .cloned()
         .collect();
     if !chosen.is_empty() {
         return Ok(chosen);
     }
-    let mut others: Vec<&str> = all.iter().map(|file| split_of(file)).collect();
-    others.dedup();
+    let others: BTreeSet<&str> = all.iter().map(|file| split_of(file)).collect();
+    let ending = extensions.join(" or ");
     let found = match others.is_empty() {
-        true => "no parquet files at all".to_owned(),
-        false => format!("these splits: {}", others.join(", ")),
+        true => format!("no {ending} files at all"),
+        false => format!(
+            "these splits: {}",
+            others.into_iter().collect::<Vec<_>>().join(", ")
+        ),
     };
     Err(Error::bad(
         folder.display().to_string(),
-        format!("holds no {split}-*.parquet; it has {found}"),
-        "Set data.path to the folder with the parquet files, or data.split to one of its splits.",
+        format!("holds no {split}-*.{ending}; it has {found}"),
+        "Name the folder with the files, or one of its splits, or a single file (data.path, data.split, data.kind).",
     ))
 }
 
-/// Parquet files in the folder and its `data/`, and those in `SPLIT/`, sorted by name.
-pub(super) fn list_parquet(folder: &Path, split: Option<&str>) -> Result<Vec<PathBuf>> {
-    if !folder.is_dir() {
-        let what = "is neither a folder nor a parquet file";
-        return Err(Error::bad(folder.display().to_string(), what, "Check data.path."));
+/// Names of the splits in a folder, sorted; of a single file none.
+///
+/// # Errors
+/// The folder cannot be listed.
+pub(super) fn splits(folder: &Path, extensions: &[&str]) -> Result<Vec<String>> {
+    if folder.is_file() {
+        return Ok(Vec::new());
     }
-    let mut files = Vec::new();
-    let subfolders = ["data"].into_iter().chain(split).map(|name| folder.join(name));
-    for place in std::iter::once(folder.to_path_buf()).chain(subfolders) {
-        if !place.is_dir() {
-            continue;
-        }
-        for entry in fs::read_dir(&place).map_err(Error::io(&place, "list the folder"))? {
-            let path = entry.map_err(Error::io(&place, "list the folder"))?.path();
-            if path.extension().is_some_and(|x| x == "parquet") && path.is_file() {
-                files.push(path);
+    let mut found: BTreeSet<String> = list(folder, None, extensions)?
+        .iter()
+        .map(|file| split_of(file).to_owned())
+        .collect();
+    for path in entries(folder)? {
+        if path.is_dir() && !files_in(&path, extensions)?.is_empty() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name != DATA {
+                found.insert(name.into_owned());
             }
         }
     }
+    Ok(found.into_iter().collect())
+}
+
+/// Subfolder in which Hugging Face keeps the files of all splits.
+const DATA: &str = "data";
+
+/// Files in the folder and its `data/`, and those in `SPLIT/`, sorted by name.
+fn list(folder: &Path, split: Option<&str>, extensions: &[&str]) -> Result<Vec<PathBuf>> {
+    if !folder.is_dir() {
+        let what = "is neither a folder nor a file";
+        return Err(Error::bad(folder.display().to_string(), what, "Check the path."));
+    }
+    let mut files = files_in(folder, extensions)?;
+    for name in [DATA].into_iter().chain(split) {
+        let place = folder.join(name);
+        if place.is_dir() {
+            files.extend(files_in(&place, extensions)?);
+        }
+    }
     files.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
+    files.dedup();
     Ok(files)
+}
+
+fn files_in(folder: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
+    let fits = |path: &PathBuf| {
+        let extension = path.extension().and_then(|x| x.to_str());
+        extension.is_some_and(|x| extensions.contains(&x)) && path.is_file()
+    };
+    Ok(entries(folder)?.into_iter().filter(fits).collect())
+}
+
+/// Everything in a folder, sorted by name.
+pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io(folder, "list the folder"))? {
+        paths.push(entry.map_err(Error::io(folder, "list the folder"))?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn is_in(file: &Path, folder: &Path, split: &str) -> bool {
+    split != DATA && file.parent() == Some(&folder.join(split))
 }
 
 /// The split a file belongs to: its name up to the first dash, or a subfolder's name if the file's own is a
 /// bare number.
-pub(super) fn split_of(file: &Path) -> &str {
+fn split_of(file: &Path) -> &str {
     let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
     match stem.bytes().all(|b| b.is_ascii_digit()) {
         true => file
@@ -64,4 +119,27 @@ pub(super) fn split_of(file: &Path) -> &str {
             .unwrap_or_default(),
         false => stem.split('-').next().unwrap_or_default(),
     }
+}
+
+/// Hash over names, sizes and times of files, and over `salt`: whatever else shapes what is read from them.
+///
+/// # Errors
+/// A file has gone.
+pub(super) fn stamp<'a>(salt: &str, files: impl Iterator<Item = &'a Path>) -> Result<ContentHash> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(salt.as_bytes());
+    for path in files {
+        let metadata = fs::metadata(path).map_err(Error::io(path, "look at"))?;
+        let modified = metadata
+            .modified()
+            .map_err(Error::io(path, "read the modification time of"))?;
+        let age = modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        hasher
+            .update(path.file_name().unwrap_or_default().as_encoded_bytes())
+            .update(&[0]);
+        hasher
+            .update(&metadata.len().to_le_bytes())
+            .update(&age.as_nanos().to_le_bytes());
+    }
+    Ok(ContentHash(*hasher.finalize().as_bytes()))
 }

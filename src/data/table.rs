@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::cache::Key;
-use super::pair::Preference;
+use super::pair::{Place, Preference};
 use crate::fsutil::write_atomically;
 use crate::rng::PairId;
 use crate::{Error, Result};
@@ -67,7 +67,7 @@ pub(super) struct Table {
 
 impl Table {
     /// Counts a row that cannot be used.
-    pub fn skip(&mut self, place: &str, reason: &str) {
+    pub fn skip(&mut self, place: &Place, reason: &str) {
         self.counts.skipped += 1;
         if self.examples.len() < EXAMPLES {
             self.examples.push(format!("{place}: {reason}"));

@@ -15,7 +15,11 @@ mod write;
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 pub use report::{Agreement, agreement};
+pub(crate) use select::meet;
 pub use select::{Selection, select};
 pub use write::write;
 
@@ -35,12 +39,15 @@ pub struct Candidate {
 }
 
 /// Which pictures of a prompt become pairs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Choose {
     /// The one with the highest score and the one with the lowest.
     BestWorst,
     /// Every two.
     All,
+    /// Those that follow each other in the order of scores.
+    Adjacent,
 }
 
 /// Which picture of a pair is preferred.

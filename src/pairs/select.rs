@@ -121,12 +121,17 @@ fn spread(meetings: &[Meeting], scores: &[f64]) -> f64 {
     (squares / meetings.len().max(1) as f64).sqrt()
 }
 
-/// Of a prompt's pictures those that meet.
-fn meet(group: &[usize], scores: &[f64], choose: Choose) -> Vec<[usize; 2]> {
+/// Of a prompt's pictures, given by their indices into `scores`, those that meet.
+pub(crate) fn meet(group: &[usize], scores: &[f64], choose: Choose) -> Vec<[usize; 2]> {
     match choose {
         Choose::All => {
             let pairs = (0..group.len()).flat_map(|i| (i + 1..group.len()).map(move |j| (i, j)));
             pairs.map(|(i, j)| [group[i], group[j]]).collect()
+        }
+        Choose::Adjacent => {
+            let mut order = group.to_vec();
+            order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+            order.windows(2).map(|two| [two[0], two[1]]).collect()
         }
         Choose::BestWorst => {
             let by_score = |a: &&usize, b: &&usize| scores[**a].total_cmp(&scores[**b]);

@@ -4,11 +4,12 @@ mod files;
 mod jsonl;
 mod parquet;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use indexmap::IndexMap;
 use serde_json::Value;
 
+pub use crate::data::Picture;
 use crate::{Error, Result};
 
 /// Name of the list that `ortdpo generate` writes beside its pictures.
@@ -25,27 +26,6 @@ pub struct Record {
     pub prompt: Option<String>,
     /// Whatever else the source says, such as a seed or a category: for grouping, and for the reader of the results.
     pub fields: IndexMap<String, Value>,
-}
-
-/// A picture's file, undecoded.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Picture {
-    /// On disk.
-    File(PathBuf),
-    /// In memory.
-    Bytes(Vec<u8>),
-}
-
-impl Picture {
-    /// The bytes of the file; why it cannot be read otherwise.
-    pub fn read(&self) -> Result<std::borrow::Cow<'_, [u8]>, String> {
-        match self {
-            Self::File(path) => std::fs::read(path)
-                .map(Into::into)
-                .map_err(|e| format!("cannot be read: {e}")),
-            Self::Bytes(bytes) => Ok(bytes.into()),
-        }
-    }
 }
 
 /// Records, one after the other.

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type};
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::{DataType, Schema};
 use indexmap::IndexMap;
@@ -81,8 +80,9 @@ impl Columns {
         let prompt = find(&PROMPTS, |t| *t == DataType::Utf8);
         let used = [Some(picture), name, prompt];
         let others = schema.fields().iter().enumerate();
-        let others =
-            others.filter(|(index, field)| !used.contains(&Some(*index)) && is_scalar(field.data_type()));
+        let others = others.filter(|(index, field)| {
+            !used.contains(&Some(*index)) && parquet_file::is_scalar(field.data_type())
+        });
         Ok(Self {
             picture,
             is_path: bytes.is_none(),
@@ -114,7 +114,7 @@ impl Columns {
         let fields: IndexMap<String, Value> = self
             .others
             .iter()
-            .map(|(name, column)| (name.clone(), scalar(batch.column(*column), row)))
+            .map(|(name, column)| (name.clone(), parquet_file::scalar(batch.column(*column), row)))
             .collect();
         Record {
             file: name.unwrap_or_else(|| format!("{}#{number}", path.display())),
@@ -137,23 +137,4 @@ fn image_bytes(column: &dyn Array, row: usize) -> Option<Vec<u8>> {
     bytes
         .is_valid(row)
         .then(|| bytes.as_binary::<i32>().value(row).to_vec())
-}
-
-fn is_scalar(data_type: &DataType) -> bool {
-    use DataType::{Boolean, Float32, Float64, Int32, Int64, Utf8};
-    matches!(data_type, Boolean | Float32 | Float64 | Int32 | Int64 | Utf8)
-}
-
-fn scalar(column: &dyn Array, row: usize) -> Value {
-    if column.is_null(row) {
-        return Value::Null;
-    }
-    match column.data_type() {
-        DataType::Boolean => column.as_boolean().value(row).into(),
-        DataType::Float32 => f64::from(column.as_primitive::<Float32Type>().value(row)).into(),
-        DataType::Float64 => column.as_primitive::<Float64Type>().value(row).into(),
-        DataType::Int32 => column.as_primitive::<Int32Type>().value(row).into(),
-        DataType::Int64 => column.as_primitive::<Int64Type>().value(row).into(),
-        _ => column.as_string::<i32>().value(row).into(),
-    }
 }

@@ -47,8 +47,8 @@ impl<'a> Feed<'a> {
             Some(train) => {
                 let loader = Loader::new(train, streams, plan.data.ties, plan.data.prompt_dropout);
                 let loader = match plan.data.kind {
-                    DataKind::Pickapic => loader,
                     DataKind::Rated => loader.of_single_images(),
+                    _ => loader,
                 };
                 Ok(Self::Pairs { loader, streams })
             }

@@ -7,6 +7,7 @@ pub mod adapter;
 pub mod autodiff;
 pub mod config;
 pub mod data;
+pub mod dataset_tools;
 pub mod diffusion;
 pub mod draws;
 mod error;

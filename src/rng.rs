@@ -77,6 +77,8 @@ pub enum Purpose {
     Subset = 23,
     /// Rounding of a reference that is kept in bfloat16; keyed by optimizer step and block.
     Rounding = 24,
+    /// Which pairs are shown as examples; keyed by the pair.
+    Examples = 40,
 }
 
 /// The source of all streams of a run.
@@ -169,7 +171,7 @@ mod tests {
 
     use super::*;
 
-    const PURPOSES: [Purpose; 22] = [
+    const PURPOSES: [Purpose; 23] = [
         Purpose::Noise,
         Purpose::Timestep,
         Purpose::Latent,
@@ -192,6 +194,7 @@ mod tests {
         Purpose::Split,
         Purpose::Subset,
         Purpose::Rounding,
+        Purpose::Examples,
     ];
 
     fn noise(seed: u64, pair: u64, visit: u64) -> Vec<f32> {

@@ -3,6 +3,7 @@
 pub mod ablate;
 pub mod bench;
 pub mod compute;
+pub mod data;
 pub mod derive;
 pub mod dims;
 pub mod doctor;
@@ -46,6 +47,7 @@ Examples:
                                     a run's curves and settings, as a page
   ortdpo pairs --images out --reward clip --output pairs
                                     preference pairs for training
+  ortdpo data inspect pairs         what a preference data set of any kind holds
   ortdpo fid --features inception --images out --reference coco.npz
                                     FID, KID, diversity
 
@@ -77,6 +79,7 @@ pub struct Global {
 enum Command {
     Ablate(ablate::Ablate),
     Bench(bench::Bench),
+    Data(data::Data),
     Derive(derive::Derive),
     Doctor(doctor::Doctor),
     Fid(fid::Fid),
@@ -102,6 +105,7 @@ impl Cli {
         match self.command {
             Command::Ablate(command) => command.run(self.global.quiet),
             Command::Bench(command) => command.run(),
+            Command::Data(command) => command.run(self.global.quiet),
             Command::Derive(command) => command.run(),
             Command::Doctor(command) => command.run(),
             Command::Fid(command) => command.run(self.global.quiet),

@@ -97,7 +97,7 @@ struct Rules {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum ChooseArg {
+pub(super) enum ChooseArg {
     /// Highest score against lowest
     BestWorst,
     /// Every two
@@ -114,6 +114,16 @@ enum LabelArg {
     Majority,
     /// The higher score wins more often; held-out pairs stay plain
     BradleyTerry,
+}
+
+impl From<ChooseArg> for Choose {
+    fn from(choose: ChooseArg) -> Self {
+        match choose {
+            ChooseArg::BestWorst => Self::BestWorst,
+            ChooseArg::All => Self::All,
+            ChooseArg::Adjacent => Self::Adjacent,
+        }
+    }
 }
 
 impl Pairs {
@@ -145,11 +155,7 @@ impl Pairs {
         let Rules { temperature, .. } = self.rules;
         PairPlan {
             voters: self.column.len() + self.reward.len(),
-            choose: match self.rules.choose {
-                ChooseArg::BestWorst => Choose::BestWorst,
-                ChooseArg::All => Choose::All,
-                ChooseArg::Adjacent => Choose::Adjacent,
-            },
+            choose: self.rules.choose.into(),
             label: match self.rules.label {
                 LabelArg::Score => Label::Score,
                 LabelArg::Majority => Label::Majority,
@@ -283,14 +289,14 @@ fn summary(names: &[String], candidates: &[Candidate], selection: &Selection) ->
     table
 }
 
-fn not_negative(text: &str) -> Result<f64, String> {
+pub(super) fn not_negative(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(x) if x >= 0.0 && f64::is_finite(x) => Ok(x),
         _ => Err("give a number from 0 on".to_owned()),
     }
 }
 
-fn share(text: &str) -> Result<f64, String> {
+pub(super) fn share(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(x) if (0.0..=1.0).contains(&x) => Ok(x),
         _ => Err("give a number from 0 to 1".to_owned()),

@@ -1,13 +1,15 @@
 //! The `data:` section. What the keys do is in [`crate::data`].
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::require;
-use crate::Result;
 use crate::pairs::Choose;
+use crate::{Error, Result};
 
 /// Which preference pairs are trained and evaluated on, and how they are encoded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -92,6 +94,60 @@ pub enum DataKind {
     Rated,
 }
 
+impl DataKind {
+    /// Every kind.
+    pub const ALL: [Self; 10] = [
+        Self::Pickapic,
+        Self::ChosenRejected,
+        Self::Hpdv2,
+        Self::Hpdv3,
+        Self::Imagereward,
+        Self::Jsonl,
+        Self::Imagefolder,
+        Self::Folders,
+        Self::Webdataset,
+        Self::Rated,
+    ];
+
+    /// As in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pickapic => "pickapic",
+            Self::ChosenRejected => "chosen_rejected",
+            Self::Hpdv2 => "hpdv2",
+            Self::Hpdv3 => "hpdv3",
+            Self::Imagereward => "imagereward",
+            Self::Jsonl => "jsonl",
+            Self::Imagefolder => "imagefolder",
+            Self::Folders => "folders",
+            Self::Webdataset => "webdataset",
+            Self::Rated => "rated",
+        }
+    }
+}
+
+impl fmt::Display for DataKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for DataKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|kind| kind.name() == text);
+        found.ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            Error::bad(
+                "kind of data set",
+                format!("there is none called `{text}`"),
+                format!("Choose one of {names}."),
+            )
+        })
+    }
+}
+
 /// What becomes of pairs whose images were found equally good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -159,6 +215,15 @@ mod tests {
             }
         );
         assert!(serde_yaml::from_str::<DataConfig>("{resolutoin: 64}").is_err());
+    }
+
+    #[test]
+    fn kinds_have_one_name_everywhere() {
+        for kind in DataKind::ALL {
+            assert_eq!(read(&format!("{{kind: {kind}}}")).kind, kind);
+            assert_eq!(kind.name().parse::<DataKind>().unwrap(), kind);
+        }
+        assert!("pickpic".parse::<DataKind>().is_err());
     }
 
     #[test]

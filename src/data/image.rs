@@ -7,7 +7,7 @@
 use std::io::Cursor;
 
 use fast_image_resize as fir;
-use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageReader, RgbImage};
+use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 
 /// Changes whenever the same file would give other values; part of every cache key.
 pub const PREPROCESSING_VERSION: u32 = 1;
@@ -31,6 +31,42 @@ impl View {
         crop: None,
         flip: false,
     };
+}
+
+/// What an image file says of itself before its pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Header {
+    /// `png`, `jpeg` or `webp`.
+    pub format: &'static str,
+    /// Pixels, as stored.
+    pub width: u32,
+    /// Pixels, as stored.
+    pub height: u32,
+}
+
+impl Header {
+    /// Reads it, without decoding anything.
+    ///
+    /// # Errors
+    /// Why the file is no image.
+    pub fn read(bytes: &[u8]) -> Result<Self, String> {
+        let unusable = |error: &dyn std::fmt::Display| format!("cannot be decoded: {error}");
+        let reader = ImageReader::new(Cursor::new(bytes))
+            .with_guessed_format()
+            .map_err(|e| unusable(&e))?;
+        let format = match reader.format() {
+            Some(ImageFormat::Png) => "png",
+            Some(ImageFormat::Jpeg) => "jpeg",
+            Some(ImageFormat::WebP) => "webp",
+            _ => return Err(unusable(&"it is neither PNG nor JPEG nor WebP")),
+        };
+        let (width, height) = reader.into_dimensions().map_err(|e| unusable(&e))?;
+        Ok(Self {
+            format,
+            width,
+            height,
+        })
+    }
 }
 
 /// Decodes PNG, JPEG or WebP to 8-bit RGB, upright. Transparency is dropped, as Pillow's

@@ -26,6 +26,7 @@ mod pickapic;
 #[cfg(test)]
 mod pickapic_tests;
 mod picture;
+mod shard_files;
 mod shards;
 mod table;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use onnx_encoders::OnnxEncoders;
 pub use pair::{At, Content, Pair, PairSource, Place, Preference, Row, Rows};
 pub use pickapic::{Images, PickAPic};
 pub use picture::Picture;
+pub(crate) use shard_files::ShardFiles;
 pub use table::{Counts, PairRow};
 pub use views::Views;
 

@@ -19,8 +19,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use report::{Agreement, agreement};
-pub(crate) use select::meet;
 pub use select::{Selection, select};
+pub(crate) use select::{majority, meet, order, overall};
 pub use write::write;
 
 /// A picture with its prompt and scores.

@@ -30,7 +30,8 @@ struct Meeting {
 /// Makes pairs. The overall score of a picture is that of the only voter, or the mean of several after each was brought to
 /// mean 0 and standard deviation 1 over all candidates.
 pub fn select(candidates: &[Candidate], plan: &PairPlan) -> Selection {
-    let scores = overall(candidates, plan.voters);
+    let voter = |voter: usize| candidates.iter().map(|c| c.scores[voter]).collect();
+    let scores = overall((0..plan.voters).map(voter).collect());
     let mut groups: IndexMap<&str, Vec<usize>> = IndexMap::new();
     for (index, candidate) in candidates.iter().enumerate() {
         groups.entry(&candidate.prompt).or_default().push(index);
@@ -67,7 +68,10 @@ pub fn select(candidates: &[Candidate], plan: &PairPlan) -> Selection {
             continue;
         }
         let label = match plan.label {
-            Label::Majority => majority(&images.map(|image| &candidates[image].scores[..plan.voters])),
+            Label::Majority => {
+                let [first, second] = images.map(|image| &candidates[image].scores[..plan.voters]);
+                majority(first.iter().zip(second).map(|(a, b)| a - b))
+            }
             Label::BradleyTerry { temperature } if !meeting.held_out && temperature * spread > 0.0 => {
                 let chance = 1.0 / (1.0 + (-(own[0] - own[1]) / (temperature * spread)).exp());
                 f64::from(u8::from(stream.chance(chance)))
@@ -90,18 +94,19 @@ pub fn select(candidates: &[Candidate], plan: &PairPlan) -> Selection {
     selection
 }
 
-fn overall(candidates: &[Candidate], voters: usize) -> Vec<f64> {
-    if voters == 1 {
-        return candidates.iter().map(|candidate| candidate.scores[0]).collect();
+/// One score per picture of those of several voters, which are given by voter.
+pub(crate) fn overall(mut voters: Vec<Vec<f64>>) -> Vec<f64> {
+    if voters.len() == 1 {
+        return voters.remove(0);
     }
-    let mut sums = vec![0.0; candidates.len()];
-    for voter in 0..voters {
-        let values: Vec<f64> = candidates.iter().map(|c| c.scores[voter]).collect();
-        let (mean, deviation) = moments(&values);
+    let mut sums = vec![0.0; voters.first().map_or(0, Vec::len)];
+    let count = voters.len() as f64;
+    for values in &voters {
+        let (mean, deviation) = moments(values);
         // A score that is the same for all pictures says nothing.
         let scale = if deviation > 0.0 { 1.0 / deviation } else { 0.0 };
-        for (sum, value) in sums.iter_mut().zip(&values) {
-            *sum += (value - mean) * scale / voters as f64;
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += (value - mean) * scale / count;
         }
     }
     sums
@@ -146,16 +151,14 @@ pub(crate) fn meet(group: &[usize], scores: &[f64], choose: Choose) -> Vec<[usiz
     }
 }
 
-fn majority(scores: &[&[f64]; 2]) -> f64 {
-    let votes = scores[0].iter().zip(scores[1]);
-    let balance: f64 = votes
-        .map(|(first, second)| 2.0 * order(first - second) - 1.0)
-        .sum();
+/// Whom most voters prefer, given how far each puts the first picture above the second: 1, 0, or ½ if they are even.
+pub(crate) fn majority(differences: impl Iterator<Item = f64>) -> f64 {
+    let balance: f64 = differences.map(|difference| 2.0 * order(difference) - 1.0).sum();
     order(balance)
 }
 
 /// 1 above zero, 0 below, ½ at zero.
-fn order(difference: f64) -> f64 {
+pub(crate) fn order(difference: f64) -> f64 {
     match difference.partial_cmp(&0.0) {
         Some(std::cmp::Ordering::Greater) => 1.0,
         Some(std::cmp::Ordering::Less) => 0.0,

@@ -2,15 +2,14 @@
 //! `score_0`, `score_1`, and every score under its own name.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow_array::{ArrayRef, BinaryArray, BooleanArray, Float64Array, RecordBatch, StringArray};
 use arrow_schema::{DataType, Field, Schema};
-use parquet::arrow::ArrowWriter;
 
 use super::{Candidate, PreferencePair};
-use crate::fsutil::write_atomically_with;
+use crate::data::ShardFiles;
 use crate::{Error, Result};
 
 /// Pairs of a file.
@@ -21,65 +20,27 @@ const ROWS_AT_ONCE: usize = 128;
 /// Names of the two splits, in file names.
 const SPLITS: [(&str, bool); 2] = [("train", false), ("heldout", true)];
 
-/// Writes `train-*.parquet` and `heldout-*.parquet` into `folder` and returns their paths. `names` are those of the
-/// candidates' scores.
+/// Writes `train-*.parquet` and `heldout-*.parquet` into `folder`. `names` are those of the candidates' scores.
 ///
 /// # Errors
-/// Two scores have one name, the folder holds pairs already and `replace` is not set, a picture cannot be read, or the disk is full.
+/// Two scores have one name, the folder holds pairs already and `replace` is not set, a picture cannot be read, or the disk is
+/// full; then nothing is written.
 pub fn write(
     folder: &Path,
     candidates: &[Candidate],
     names: &[String],
     pairs: &[PreferencePair],
     replace: bool,
-) -> Result<Vec<PathBuf>> {
+) -> Result<()> {
     let schema = Arc::new(schema(names)?);
-    fs::create_dir_all(folder).map_err(Error::io(folder, "create the folder"))?;
-    let old = present(folder)?;
-    if let (Some(file), false) = (old.first(), replace) {
-        return Err(Error::bad(
-            file.display().to_string(),
-            "is there already",
-            "Choose another folder, or allow it with --replace.",
-        ));
-    }
-    let mut written = Vec::new();
+    let mut files = ShardFiles::new(folder, schema.clone(), ROWS_PER_FILE, replace)?;
     for (split, held_out) in SPLITS {
-        let rows: Vec<(usize, &PreferencePair)> = (pairs.iter().enumerate())
-            .filter(|(_, pair)| pair.held_out == held_out)
-            .collect();
-        let files = rows.len().div_ceil(ROWS_PER_FILE);
-        for (number, rows) in rows.chunks(ROWS_PER_FILE).enumerate() {
-            let path = folder.join(format!("{split}-{number:05}-of-{files:05}.parquet"));
-            write_file(&path, &schema, candidates, rows)?;
-            written.push(path);
+        let rows: Vec<&PreferencePair> = pairs.iter().filter(|pair| pair.held_out == held_out).collect();
+        for rows in rows.chunks(ROWS_AT_ONCE) {
+            files.write(split, batch(&schema, candidates, rows)?)?;
         }
     }
-    for path in old.iter().filter(|path| !written.contains(path)) {
-        fs::remove_file(path).map_err(Error::io(path, "remove"))?;
-    }
-    Ok(written)
-}
-
-/// Files of either split that a folder holds.
-fn present(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::io(folder, "list the folder"))? {
-        let path = entry.map_err(Error::io(folder, "list the folder"))?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let is_ours = SPLITS
-            .iter()
-            .any(|(split, _)| name.starts_with(&format!("{split}-")));
-        if is_ours && name.ends_with(".parquet") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
+    files.finish().map(drop)
 }
 
 fn schema(names: &[String]) -> Result<Schema> {
@@ -112,42 +73,8 @@ fn schema(names: &[String]) -> Result<Schema> {
     Ok(Schema::new(fields))
 }
 
-fn write_file(
-    path: &Path,
-    schema: &Arc<Schema>,
-    candidates: &[Candidate],
-    rows: &[(usize, &PreferencePair)],
-) -> Result<()> {
-    // What cannot be read is another matter than what cannot be written.
-    let mut unreadable = None;
-    let result = write_atomically_with(path, |file| {
-        let mut writer = ArrowWriter::try_new(file, schema.clone(), None)?;
-        for rows in rows.chunks(ROWS_AT_ONCE) {
-            let batch = match batch(schema, candidates, rows) {
-                Ok(batch) => batch,
-                Err(error) => {
-                    unreadable = Some(error);
-                    return Err(std::io::Error::other("a picture cannot be read"));
-                }
-            };
-            writer.write(&batch)?;
-            writer.flush()?;
-        }
-        writer.close()?;
-        Ok(())
-    });
-    match unreadable {
-        Some(error) => Err(error),
-        None => result,
-    }
-}
-
-fn batch(
-    schema: &Arc<Schema>,
-    candidates: &[Candidate],
-    rows: &[(usize, &PreferencePair)],
-) -> Result<RecordBatch> {
-    let candidate = |side: usize| rows.iter().map(move |(_, pair)| &candidates[pair.images[side]]);
+fn batch(schema: &Arc<Schema>, candidates: &[Candidate], rows: &[&PreferencePair]) -> Result<RecordBatch> {
+    let candidate = |side: usize| rows.iter().map(move |pair| &candidates[pair.images[side]]);
     let text = |values: Vec<&str>| Arc::new(StringArray::from(values)) as ArrayRef;
     let numbers = |values: Vec<f64>| Arc::new(Float64Array::from(values)) as ArrayRef;
     let pictures = |side: usize| -> Result<ArrayRef> {
@@ -156,12 +83,12 @@ fn batch(
             bytes.collect::<Result<Vec<_>>>()?,
         )))
     };
-    let best = rows.iter().map(|(_, pair)| match pair.label {
+    let best = rows.iter().map(|pair| match pair.label {
         1.0 => candidates[pair.images[0]].name.as_str(),
         0.0 => candidates[pair.images[1]].name.as_str(),
         _ => "tie",
     });
-    let pairs = || rows.iter().map(|(_, pair)| pair);
+    let pairs = || rows.iter();
     let mut columns = vec![
         text(candidate(0).map(|c| c.prompt.as_str()).collect()),
         pictures(0)?,

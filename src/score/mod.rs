@@ -173,7 +173,7 @@ impl Scorer {
     /// keeps what was done until then.
     pub fn score_records(
         &mut self,
-        records: Records,
+        records: Records<'_>,
         stop: &AtomicBool,
         mut on_scored: impl FnMut(Scored) -> Result<()>,
     ) -> Result<()> {
@@ -195,7 +195,7 @@ impl Scorer {
     /// As [`Scorer::score_records`].
     pub fn embed_records(
         &mut self,
-        records: Records,
+        records: Records<'_>,
         stop: &AtomicBool,
         mut on_embedded: impl FnMut(Record, Result<Array1<f32>, String>) -> Result<()>,
     ) -> Result<()> {
@@ -216,7 +216,7 @@ impl Scorer {
     /// Prepares records on other threads and hands on their chunks in order.
     fn each_chunk(
         &mut self,
-        records: Records,
+        records: Records<'_>,
         stop: &AtomicBool,
         mut on_chunk: impl FnMut(&mut Self, Chunk) -> Result<()>,
     ) -> Result<()> {

@@ -77,7 +77,7 @@ type Planes = Vec<Option<Vec<f32>>>;
 
 impl Preparer {
     /// Ends early, without a word, when nobody receives any more.
-    pub fn run(self, mut records: Records, send: &SyncSender<Result<Chunk>>) {
+    pub fn run(self, mut records: Records<'_>, send: &SyncSender<Result<Chunk>>) {
         loop {
             let batch: Result<Vec<Record>> = records.by_ref().take(CHUNK).collect();
             let chunk = match batch {

@@ -32,7 +32,7 @@ pub fn pair(source: Source, prompts: Vec<Prompt>, named: &str) -> Source {
 }
 
 struct Pairing {
-    records: Records,
+    records: Records<'static>,
     prompts: Vec<Prompt>,
     named: String,
     /// Records seen.

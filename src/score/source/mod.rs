@@ -29,14 +29,14 @@ pub struct Record {
 }
 
 /// Records, one after the other.
-pub type Records = Box<dyn Iterator<Item = Result<Record>> + Send>;
+pub type Records<'a> = Box<dyn Iterator<Item = Result<Record>> + Send + 'a>;
 
 /// Records and how many there are.
 pub struct Source {
     /// How many records come, where that is known without reading them.
     pub len: Option<usize>,
     /// The records.
-    pub records: Records,
+    pub records: Records<'static>,
 }
 
 /// Opens what the user named: a folder (its `images.jsonl`, or else every PNG, JPEG and WebP file in it and below), a

@@ -1,0 +1,54 @@
+//! Which data set a command reads, and which splits of it.
+
+use std::path::PathBuf;
+
+use crate::Result;
+use crate::config::data::DataKind;
+use crate::data::{PairSource, import};
+use crate::pairs::Choose;
+
+/// A data set as a user names it.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// File or folder.
+    pub path: PathBuf,
+    /// What it is; found out by its look if not given.
+    pub kind: Option<DataKind>,
+    /// Splits to read; all that there are if empty.
+    pub splits: Vec<String>,
+    /// Which pictures of a prompt meet where the data set ranks them.
+    pub choose: Choose,
+}
+
+/// A split, ready to be read.
+pub struct OpenSplit {
+    /// Its name: `train` where the data set has no splits.
+    pub name: String,
+    /// Its rows.
+    pub source: Box<dyn PairSource>,
+}
+
+impl Input {
+    /// What the data set is, and its splits.
+    ///
+    /// # Errors
+    /// It is of no known kind, or a split is missing or damaged.
+    pub fn open(&self) -> Result<(DataKind, Vec<OpenSplit>)> {
+        let kind = match self.kind {
+            Some(kind) => kind,
+            None => import::detect(&self.path)?,
+        };
+        let mut names = self.splits.clone();
+        if names.is_empty() {
+            names = import::splits(kind, &self.path)?;
+        }
+        if names.is_empty() {
+            names.push("train".to_owned());
+        }
+        let open = |name: String| {
+            let source = import::open(kind, &self.path, &name, self.choose)?;
+            Ok(OpenSplit { name, source })
+        };
+        Ok((kind, names.into_iter().map(open).collect::<Result<_>>()?))
+    }
+}

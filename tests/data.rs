@@ -139,12 +139,11 @@ fn inspect_counts_what_is_there() {
 #[test]
 fn pictures_that_look_alike_are_found_and_others_are_not() {
     let at = tempfile::tempdir().unwrap();
-    let source = fs::read_dir(tiny_sd())
+    let mut shards = fs::read_dir(tiny_sd())
         .unwrap()
         .map(|entry| entry.unwrap().path());
-    let shard = source
-        .filter(|path| path.to_string_lossy().contains("heldout"))
-        .next()
+    let shard = shards
+        .find(|path| path.to_string_lossy().contains("heldout"))
         .unwrap();
     let pairs = rows(&shard, "any");
     let picture = |n: usize| {

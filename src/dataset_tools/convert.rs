@@ -129,10 +129,13 @@ pub fn convert(
     Ok(result)
 }
 
+/// A pair with its picture files.
+pub(super) type Whole = (Pair, [Vec<u8>; 2]);
+
 /// A row whose pictures were read.
 struct Seen {
     place: String,
-    content: Result<Option<(Pair, [Vec<u8>; 2])>, String>,
+    content: Result<Option<Whole>, String>,
 }
 
 fn look(row: Row) -> Seen {

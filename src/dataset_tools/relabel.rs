@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use indexmap::IndexMap;
 use serde::Serialize;
 
-use super::convert::readable;
+use super::convert::{Whole, readable};
 use super::shard_writer::{ShardWriter, Written};
 use super::{OnRows, OpenSplit, each_row};
 use crate::config::data::DataKind;
@@ -141,7 +141,7 @@ enum Unusable {
     Damaged { has_scores: bool },
 }
 
-fn look(row: Row) -> Result<(Pair, [Vec<u8>; 2]), Unusable> {
+fn look(row: Row) -> Result<Whole, Unusable> {
     match row.content {
         Content::Unlabelled => Err(Unusable::Unlabelled),
         Content::Damaged(_) => Err(Unusable::Damaged { has_scores: false }),

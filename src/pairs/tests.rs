@@ -111,6 +111,22 @@ fn every_two_meet_and_ties_are_left_out_or_kept() {
 }
 
 #[test]
+fn neighbours_in_the_order_of_scores_meet() {
+    let scores = [0.3, 0.9, -0.4, 0.5];
+    let candidates: Vec<Candidate> = (0..4)
+        .map(|image| candidate(0, image, &[scores[image]]))
+        .collect();
+    let adjacent = PairPlan {
+        choose: Choose::Adjacent,
+        ..plan()
+    };
+    assert_eq!(
+        decided(&candidates, &select(&candidates, &adjacent)),
+        named(&[("0-0", "0-2"), ("0-1", "0-3"), ("0-3", "0-0")])
+    );
+}
+
+#[test]
 fn a_majority_does_not_care_for_scales() {
     // The third score is far more certain than the first two, and is outvoted.
     let candidates = [

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use crate::data::pair::{Content, Pair, PairSource, Place, Row, Rows};
+use crate::data::cache::Key;
+use crate::data::pair::{Content, PairSource, Place, Row, Rows};
 use crate::data::picture::Picture;
 use crate::data::shards::stamp;
 use crate::model_folder::ContentHash;
@@ -119,10 +120,9 @@ impl PairSource for Listed {
             if part.is_empty() {
                 return Ok(ContentHash(*hasher.finalize().as_bytes()));
             }
-            let stamps: Vec<Option<[[u8; 32]; 2]>> =
-                part.par_iter().map(|row| stamps(&row.content)).collect();
-            for pair in stamps.iter().flatten() {
-                hasher.update(&pair[0]).update(&pair[1]);
+            let stamps: Vec<Option<Key>> = part.par_iter().map(|row| pair_stamp(&row.content)).collect();
+            for stamp in stamps.iter().flatten() {
+                hasher.update(stamp.as_bytes());
             }
         }
     }
@@ -132,14 +132,17 @@ impl PairSource for Listed {
     }
 }
 
-/// Stamps of a pair's pictures: zeros for one that is not there. Parts of a file belong to the index.
-fn stamps(content: &Content) -> Option<[[u8; 32]; 2]> {
+/// Names, sizes and times of a pair's pictures, with what is said of them: captions may have files of their own. Parts of a
+/// file belong to the index.
+fn pair_stamp(content: &Content) -> Option<Key> {
+    let Content::Pair(pair) = content else {
+        return None;
+    };
     let of = |picture: &Picture| match picture {
         Picture::File(path) => stamp("", std::iter::once(path.as_path())).map_or([0; 32], |hash| hash.0),
         Picture::Part { .. } | Picture::Bytes(_) => [0; 32],
     };
-    match content {
-        Content::Pair(Pair { images, .. }) => Some([of(&images[0]), of(&images[1])]),
-        _ => None,
-    }
+    let label = pair.preference.label().to_le_bytes();
+    let [first, second] = [of(&pair.images[0]), of(&pair.images[1])];
+    Some(Key::of(&[pair.caption.as_bytes(), &label, &first, &second]))
 }

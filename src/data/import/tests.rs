@@ -281,6 +281,24 @@ fn a_picture_that_changes_changes_the_stamp() {
 }
 
 #[test]
+fn a_caption_that_changes_changes_the_stamp() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["w/0000.png", "w/0000.txt", "l/0000.png"] {
+        let to = folder.path().join(file);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(fixture("folders").join(file), to).unwrap();
+    }
+    let stamp = || {
+        let source = open(DataKind::Folders, folder.path(), "train", Choose::All).unwrap();
+        source.stamp().unwrap()
+    };
+    let before = stamp();
+    assert_eq!(before, stamp());
+    fs::write(folder.path().join("w/0000.txt"), "another prompt").unwrap();
+    assert_ne!(before, stamp());
+}
+
+#[test]
 fn an_archive_that_is_cut_off_is_one_clear_error() {
     let folder = tempfile::tempdir().unwrap();
     let whole = fs::read(fixture("webdataset/train-000000.tar")).unwrap();

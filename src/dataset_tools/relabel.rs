@@ -1,7 +1,8 @@
 //! Pairs labelled anew by what reward models say of their pictures.
 
+use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -78,63 +79,92 @@ pub fn relabel(
         ));
     }
     let names: Vec<String> = scorer.names().into_iter().map(str::to_owned).collect();
-    let mut writer = ShardWriter::new(folder, 2, &names, vote.rows_per_file, vote.replace)?;
+    let writer = ShardWriter::new(folder, 2, &names, vote.rows_per_file, vote.replace)?;
     let mut scores = Scores::new();
     for split in &splits {
         score(split, vote.skip_damaged, scorer, stop, &mut scores, progress)?;
     }
     let labels = labels(&scores, names.len(), vote);
-    let mut result = Relabelled::default();
-    let mut next = scores.into_iter().zip(labels);
+    let mut rewriter = Rewriter {
+        keep_ties: vote.keep_ties,
+        scored: scores.into_iter().zip(labels),
+        result: Relabelled::default(),
+        writer,
+    };
+    let mut unless_stopped = |_| match stop.load(Ordering::Relaxed) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
     for split in &splits {
-        let mut quiet = |_| std::ops::ControlFlow::Continue(());
-        each_row(&*split.source, &mut quiet, look, |seen| {
-            let (pair, images) = match seen {
-                Ok(found) => found,
-                Err(Unusable::Unlabelled) => {
-                    result.unlabelled += 1;
-                    return Ok(());
-                }
-                // It was damaged before, too, and let pass.
-                Err(Unusable::Damaged { has_scores }) => {
-                    result.damaged += 1;
-                    next.by_ref().take(usize::from(has_scores)).for_each(drop);
-                    return Ok(());
-                }
-            };
-            let Some((Some(scores), label)) = next.next() else {
-                result.damaged += 1;
-                return Ok(());
-            };
-            let (label, overall) = label;
-            count(&mut result, pair.preference, label);
-            if label == 0.5 && !vote.keep_ties {
-                return Ok(());
-            }
-            let caption = pair.caption;
-            let written = Written {
-                caption,
-                images,
-                label,
-                scores: Some(overall),
-                named_scores: scores,
-            };
-            writer.add(&split.name, written)
+        let source = &*split.source;
+        each_row(source, &mut unless_stopped, look, |seen| {
+            rewriter.take(&split.name, seen)
         })?;
     }
-    if result.scored == result.ties && !vote.keep_ties {
-        return Err(Error::bad(
-            from.display().to_string(),
-            format!(
-                "leaves nothing to write: of {} pairs {} are ties",
-                result.scored, result.ties
-            ),
-            "Check --min-margin; --ties keep writes ties.",
-        ));
-    }
-    result.splits = writer.finish()?;
-    Ok(result)
+    rewriter.finish(from)
 }
+
+/// Takes the rows a second time and writes them with their new labels.
+struct Rewriter<S> {
+    keep_ties: bool,
+    /// Scores and labels of the pairs that are still to come.
+    scored: S,
+    result: Relabelled,
+    writer: ShardWriter,
+}
+
+impl<S: Iterator<Item = (Option<Vec<[f64; 2]>>, Label)>> Rewriter<S> {
+    fn take(&mut self, split: &str, seen: Result<Whole, Unusable>) -> Result<()> {
+        let (pair, images) = match seen {
+            Ok(found) => found,
+            Err(Unusable::Unlabelled) => {
+                self.result.unlabelled += 1;
+                return Ok(());
+            }
+            // It was damaged before, too, and let pass.
+            Err(Unusable::Damaged { has_scores }) => {
+                self.result.damaged += 1;
+                self.scored.by_ref().take(usize::from(has_scores)).for_each(drop);
+                return Ok(());
+            }
+        };
+        let Some((Some(named_scores), (label, overall))) = self.scored.next() else {
+            self.result.damaged += 1;
+            return Ok(());
+        };
+        count(&mut self.result, pair.preference, label);
+        if label == 0.5 && !self.keep_ties {
+            return Ok(());
+        }
+        let written = Written {
+            caption: pair.caption,
+            images,
+            label,
+            scores: Some(overall),
+            named_scores,
+        };
+        self.writer.add(split, written)
+    }
+
+    fn finish(self, from: &Path) -> Result<Relabelled> {
+        let mut result = self.result;
+        if result.scored == 0 || (result.scored == result.ties && !self.keep_ties) {
+            return Err(Error::bad(
+                from.display().to_string(),
+                format!(
+                    "leaves nothing to write: {} pairs were scored, {} of them are ties",
+                    result.scored, result.ties
+                ),
+                "Check the data set and --min-margin; --ties keep writes ties.",
+            ));
+        }
+        result.splits = self.writer.finish()?;
+        Ok(result)
+    }
+}
+
+/// A new label and the overall scores that it comes from.
+type Label = (f64, [f64; 2]);
 
 enum Unusable {
     Unlabelled,
@@ -194,7 +224,7 @@ fn score(
                 let both = other.ok().zip(own.ok());
                 scores.push(both.map(|(a, b)| a.into_iter().zip(b).map(|(a, b)| [a, b]).collect()));
                 if progress(scores.len() as u64).is_break() {
-                    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                    stop.store(true, Ordering::Relaxed);
                 }
             }
         }
@@ -225,7 +255,7 @@ fn records(row: Row, skip_damaged: bool) -> Vec<Result<Record>> {
 }
 
 /// New label and overall scores of every pair; of one without scores they mean nothing.
-fn labels(scores: &Scores, voters: usize, vote: Vote) -> Vec<(f64, [f64; 2])> {
+fn labels(scores: &Scores, voters: usize, vote: Vote) -> Vec<Label> {
     let voter = |voter: usize| {
         let known = scores.iter().flatten();
         known.flat_map(|pair| pair[voter]).collect()

@@ -41,6 +41,35 @@ pub fn write_atomically_with(
     Ok(())
 }
 
+/// Refuses a file to be written whose folder is not there, or that is there already and must not be replaced: said
+/// before the work, not after it.
+///
+/// # Errors
+/// Either of the two.
+pub fn check_output(path: &Path, replace: bool) -> Result<()> {
+    let place = || path.display().to_string();
+    if path.is_dir() {
+        return Err(Error::bad(place(), "is a folder", "Name a file."));
+    }
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        let what = format!("cannot be written: there is no folder {}", folder.display());
+        return Err(Error::bad(
+            place(),
+            what,
+            "Make it first, or choose another place.",
+        ));
+    }
+    match path.exists() && !replace {
+        false => Ok(()),
+        true => Err(Error::bad(
+            place(),
+            "is there already",
+            "Choose another name, or allow it with --replace.",
+        )),
+    }
+}
+
 /// Files of fewer bytes are copied, not linked: people edit them.
 const SMALL: u64 = 1 << 20;
 

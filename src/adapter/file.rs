@@ -27,14 +27,15 @@ pub enum Precision {
 }
 
 impl Precision {
-    fn bytes(self) -> usize {
+    pub(super) fn bytes(self) -> usize {
         match self {
             Self::Fp32 => 4,
             Self::Fp16 | Self::Bf16 => 2,
         }
     }
 
-    fn name(self) -> &'static str {
+    /// As safetensors files name it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Fp32 => "F32",
             Self::Fp16 => "F16",
@@ -42,7 +43,21 @@ impl Precision {
         }
     }
 
-    fn write(self, values: &[f32], out: &mut dyn Write) -> io::Result<()> {
+    /// `value` as this type has it; infinite where it is too large.
+    pub fn rounded(self, value: f32) -> f32 {
+        match self {
+            Self::Fp32 => value,
+            Self::Fp16 => f16::from_f32(value).to_f32(),
+            Self::Bf16 => bf16::from_f32(value).to_f32(),
+        }
+    }
+
+    /// Whether every value of `other` is one of this type, too.
+    pub fn holds(self, other: Self) -> bool {
+        self == Self::Fp32 || self == other
+    }
+
+    pub(super) fn write(self, values: &[f32], out: &mut dyn Write) -> io::Result<()> {
         match self {
             Self::Fp32 => values
                 .iter()
@@ -63,18 +78,15 @@ pub struct NamedTensor<'a> {
     pub name: String,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
+    /// Element type in the file.
+    pub precision: Precision,
     /// Gives the values, row-major. Called once, when they are written, so that not all need to be in memory at once.
     pub values: Box<dyn Fn() -> Cow<'a, [f32]> + 'a>,
 }
 
 /// Writes tensors in the order of their names, `metadata` in the order given. The safetensors crate keeps metadata in
 /// a map of random order, so that two equal runs would not write equal files; hence the header is made here.
-pub fn write(
-    path: &Path,
-    metadata: &[(&str, String)],
-    mut tensors: Vec<NamedTensor<'_>>,
-    precision: Precision,
-) -> Result<()> {
+pub fn write(path: &Path, metadata: &[(&str, String)], mut tensors: Vec<NamedTensor<'_>>) -> Result<()> {
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let mut header = Map::new();
     let texts: Map<String, Value> = metadata
@@ -85,8 +97,9 @@ pub fn write(
     let mut end = 0;
     for tensor in &tensors {
         let begin = end;
-        end += tensor.shape.iter().product::<usize>() * precision.bytes();
-        let entry = json!({"dtype": precision.name(), "shape": tensor.shape, "data_offsets": [begin, end]});
+        end += tensor.shape.iter().product::<usize>() * tensor.precision.bytes();
+        let entry =
+            json!({"dtype": tensor.precision.name(), "shape": tensor.shape, "data_offsets": [begin, end]});
         header.insert(tensor.name.clone(), entry);
     }
     let mut header = Value::Object(header).to_string().into_bytes();
@@ -97,7 +110,7 @@ pub fn write(
         out.write_all(&header)?;
         tensors
             .iter()
-            .try_for_each(|tensor| precision.write(&(tensor.values)(), out))
+            .try_for_each(|tensor| tensor.precision.write(&(tensor.values)(), out))
     })
 }
 
@@ -108,6 +121,8 @@ pub struct ReadTensor {
     pub shape: Vec<usize>,
     /// Values, row-major.
     pub values: Vec<f32>,
+    /// What they were stored as.
+    pub precision: Precision,
 }
 
 /// All tensors of a safetensors file, and its metadata.
@@ -123,15 +138,25 @@ pub fn read(path: &Path) -> Result<ReadFile> {
         Error::bad(path.display().to_string(), what, remedy)
     };
     let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    let no_safetensors = |error| broken(format!("is not a safetensors file: {error}"));
+    let no_safetensors = |error| match cut_off(&bytes) {
+        Some(what) => {
+            let remedy = "Copy or download it again: the rest is missing.";
+            Error::bad(path.display().to_string(), what, remedy)
+        }
+        None => broken(format!("is not a safetensors file: {error}")),
+    };
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(no_safetensors)?;
     let content = SafeTensors::deserialize(&bytes).map_err(no_safetensors)?;
     let mut tensors = Vec::new();
     for (name, view) in content.iter() {
-        let values = floats(view.dtype(), view.data())
+        let (precision, values) = floats(view.dtype(), view.data())
             .ok_or_else(|| broken(format!("holds `{name}` as {:?}, which is no float", view.dtype())))?;
-        let shape = view.shape().to_vec();
-        tensors.push((name.to_owned(), ReadTensor { shape, values }));
+        let tensor = ReadTensor {
+            shape: view.shape().to_vec(),
+            values,
+            precision,
+        };
+        tensors.push((name.to_owned(), tensor));
     }
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
     let metadata = header.metadata().iter().flatten();
@@ -143,24 +168,49 @@ pub fn read(path: &Path) -> Result<ReadFile> {
     })
 }
 
-fn floats(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+/// What to say of the beginning of a safetensors file, if `bytes` are one: its header tells of more than is there.
+fn cut_off(bytes: &[u8]) -> Option<String> {
+    let (length, rest) = bytes.split_first_chunk::<8>()?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+    let Some(header) = rest.get(..length) else {
+        // Larger headers are not allowed: what looks like one is something else.
+        return (length < 100_000_000 && rest.first() == Some(&b'{'))
+            .then(|| format!("is cut off after {} bytes, within its header", bytes.len()));
+    };
+    let header: Map<String, Value> = serde_json::from_slice(header).ok()?;
+    let end = |entry: &Value| entry.get("data_offsets")?.get(1)?.as_u64();
+    let end = header.values().filter_map(end).max()?;
+    let expected = 8 + length as u64 + end;
+    (expected > bytes.len() as u64).then(|| format!("is cut off: it has {} bytes of {expected}", bytes.len()))
+}
+
+pub(super) fn floats(dtype: Dtype, bytes: &[u8]) -> Option<(Precision, Vec<f32>)> {
     let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-    match dtype {
-        Dtype::F32 => Some(
+    let (precision, values) = match dtype {
+        Dtype::F32 => (
+            Precision::Fp32,
             bytes
                 .chunks_exact(4)
                 .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
                 .collect(),
         ),
-        Dtype::F16 => Some(pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect()),
+        Dtype::F16 => (
+            Precision::Fp16,
+            pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
+        ),
+        Dtype::BF16 => (
+            Precision::Bf16,
+            pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
+        ),
         // Some writers keep a LoRA's alpha as a whole number.
-        Dtype::I64 => Some(
+        Dtype::I64 => (
+            Precision::Fp32,
             bytes
                 .chunks_exact(8)
                 .map(|b| i64::from_le_bytes(b.try_into().expect("chunks of 8")) as f32)
                 .collect(),
         ),
-        Dtype::BF16 => Some(pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect()),
-        _ => None,
-    }
+        _ => return None,
+    };
+    Some((precision, values))
 }

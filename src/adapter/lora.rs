@@ -15,9 +15,9 @@ use super::file::{self, NamedTensor, Precision, ReadTensor};
 use crate::params::{Layout, ParamSet};
 use crate::{Error, Result};
 
-const A: &str = ".lora_A.weight";
-const B: &str = ".lora_B.weight";
-const CONFIG: &str = "lora_adapter_metadata";
+pub(super) const A: &str = ".lora_A.weight";
+pub(super) const B: &str = ".lora_B.weight";
+pub(super) const CONFIG: &str = "lora_adapter_metadata";
 
 /// Rank and alpha of an adapter; the factors' product counts alpha/rank times.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -45,23 +45,12 @@ pub fn save_lora(
         .iter()
         .filter_map(|name| name.strip_suffix(A))
         .collect();
-    let config = json!({
-        "r": scale.rank,
-        "lora_alpha": scale.alpha,
-        // Whole module names: patterns would be read by other rules than ours.
-        "target_modules": modules,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "lora_bias": false,
-        "use_dora": false,
-        "use_rslora": false,
+    let entries = modules.iter().map(|module| ConfigEntry {
+        module,
+        rank: scale.rank,
+        alpha: scale.alpha,
     });
-    let entries = config.as_object().into_iter().flatten();
-    let config: Map<String, Value> = entries
-        .map(|(key, value)| (format!("{prefix}.{key}"), value.clone()))
-        .collect();
+    let config = peft_config(prefix, &entries.collect::<Vec<_>>());
     let metadata = [
         ("format", "pt".to_owned()),
         (CONFIG, Value::Object(config).to_string()),
@@ -69,9 +58,63 @@ pub fn save_lora(
     let tensors = (0..layout.tensors()).map(|index| NamedTensor {
         name: format!("{prefix}.{}", layout.names()[index]),
         shape: layout.shape(index).to_vec(),
+        precision,
         values: Box::new(move || Cow::Borrowed(adapter.tensor(index))),
     });
-    file::write(path, &metadata, tensors.collect(), precision)
+    file::write(path, &metadata, tensors.collect())
+}
+
+/// What a `LoraConfig` says of a module.
+pub(super) struct ConfigEntry<'a> {
+    /// Its path.
+    pub module: &'a str,
+    /// Rank.
+    pub rank: usize,
+    /// Alpha.
+    pub alpha: f64,
+}
+
+/// PEFT's `LoraConfig` of a component's adapter as diffusers keeps it. The commonest rank and alpha are everyone's;
+/// modules with others are in the patterns.
+pub(super) fn peft_config(prefix: &str, modules: &[ConfigEntry<'_>]) -> Map<String, Value> {
+    let rank = most_common(modules.iter().map(|m| m.rank)).unwrap_or(1);
+    // Ordered and compared by their bits: a number of a file, unchanged.
+    let alpha = most_common(modules.iter().map(|m| m.alpha.to_bits())).map_or(1.0, f64::from_bits);
+    let own_rank = modules.iter().filter(|m| m.rank != rank);
+    let own_alpha = modules.iter().filter(|m| m.alpha.to_bits() != alpha.to_bits());
+    let ranks: Map<String, Value> = own_rank.map(|m| (m.module.to_owned(), m.rank.into())).collect();
+    let alphas: Map<String, Value> = own_alpha.map(|m| (m.module.to_owned(), m.alpha.into())).collect();
+    let names: Vec<&str> = modules.iter().map(|m| m.module).collect();
+    let config = json!({
+        "r": rank,
+        "lora_alpha": alpha,
+        // Whole module names: patterns would be read by other rules than ours.
+        "target_modules": names,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "lora_bias": false,
+        "use_dora": false,
+        "use_rslora": false,
+    });
+    let entries = config.as_object().into_iter().flatten();
+    entries
+        .map(|(key, value)| (format!("{prefix}.{key}"), value.clone()))
+        .collect()
+}
+
+/// The value that comes most often; of equally common ones the smallest.
+pub(super) fn most_common<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> {
+    let mut counts: BTreeMap<T, usize> = BTreeMap::new();
+    for value in values {
+        *counts.entry(value).or_default() += 1;
+    }
+    let most = counts.values().copied().max()?;
+    counts
+        .into_iter()
+        .find(|(_, count)| *count == most)
+        .map(|(value, _)| value)
 }
 
 /// Reads an adapter into the tensors of `layout`. Where the file has another scale than `scale`, B is multiplied, so
@@ -209,8 +252,14 @@ impl FileScales {
         })
     }
 
-    /// Scale of a module with factors of this rank. A pattern names a module's whole path or its end.
-    pub(super) fn of(&self, module: &str, rank: usize) -> f64 {
+    /// Scale of a module with factors of this rank.
+    fn of(&self, module: &str, rank: usize) -> f64 {
+        self.alpha_of(module, rank) / rank as f64
+    }
+
+    /// The alpha by which a module of this rank counts alpha / rank times. A pattern names a module's whole path or its
+    /// end. Rank-stabilised adapters count alpha / √rank times, which is (alpha · √rank) / rank.
+    pub(super) fn alpha_of(&self, module: &str, rank: usize) -> f64 {
         let matches = |pattern: &str| {
             let head = module.strip_suffix(pattern.trim_start_matches('^'));
             head.is_some_and(|head| head.is_empty() || head.ends_with('.'))
@@ -222,6 +271,6 @@ impl FileScales {
             .map(|(_, alpha)| *alpha);
         let rank = rank as f64;
         let alpha = own.or(self.alpha).unwrap_or(rank);
-        alpha / if self.rank_stabilised { rank.sqrt() } else { rank }
+        alpha * if self.rank_stabilised { rank.sqrt() } else { 1.0 }
     }
 }

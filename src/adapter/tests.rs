@@ -198,14 +198,19 @@ fn files_that_are_no_adapters_are_refused() {
     let weight = NamedTensor {
         name: "conv_in.weight".into(),
         shape: vec![1],
+        precision: Precision::Fp32,
         values: Box::new(|| Cow::Owned(vec![1.0])),
     };
-    save_full(&path, vec![weight], Precision::Fp32).unwrap();
+    save_full(&path, vec![weight]).unwrap();
     assert!(
         refusal(&path, &layout()).contains("holds `conv_in.weight`, which is no factor of a LoRA adapter")
     );
     let whole = std::fs::read(fixture("peft.safetensors")).unwrap();
     std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    assert!(refusal(&path, &layout()).contains("is cut off: it has 16127 bytes of 16128"));
+    std::fs::write(&path, &whole[..100]).unwrap();
+    assert!(refusal(&path, &layout()).contains("is cut off after 100 bytes, within its header"));
+    std::fs::write(&path, "no tensors").unwrap();
     assert!(refusal(&path, &layout()).contains("is not a safetensors file"));
     assert!(refusal(&temp.path().join("none"), &layout()).contains("cannot read"));
 }
@@ -217,13 +222,14 @@ fn a_whole_model_is_written_under_its_names() {
     let tensor = |name: &str, shape: Vec<usize>, values: &'static [f32]| NamedTensor {
         name: name.into(),
         shape,
+        precision: Precision::Fp32,
         values: Box::new(move || Cow::Borrowed(values)),
     };
     let weights = vec![
         tensor("b.bias", vec![2], &[1.0, -2.0]),
         tensor("a.weight", vec![1, 2], &[0.5, f32::MAX]),
     ];
-    save_full(&path, weights, Precision::Fp32).unwrap();
+    save_full(&path, weights).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let a = file.tensor("a.weight").unwrap();

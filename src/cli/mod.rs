@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand, each only arguments and printing.
 
 pub mod ablate;
+pub mod adapter;
 pub mod bench;
 pub mod compute;
 pub mod data;
@@ -43,6 +44,8 @@ Examples:
                                     methods under strategies with several seeds
   ortdpo generate --model models/tiny-sd --prompt 'a small apple on a blue background' --output out
                                     images
+  ortdpo adapter convert runs/demo style.safetensors --to kohya
+                                    a run's adapter for ComfyUI and web UIs
   ortdpo report runs/demo -o report.html
                                     a run's curves and settings, as a page
   ortdpo pairs --images out --reward clip --output pairs
@@ -78,6 +81,7 @@ pub struct Global {
 #[derive(Subcommand)]
 enum Command {
     Ablate(ablate::Ablate),
+    Adapter(adapter::Adapter),
     Bench(bench::Bench),
     Data(data::Data),
     Derive(derive::Derive),
@@ -104,6 +108,7 @@ impl Cli {
         }
         match self.command {
             Command::Ablate(command) => command.run(self.global.quiet),
+            Command::Adapter(command) => command.run(self.global.quiet),
             Command::Bench(command) => command.run(),
             Command::Data(command) => command.run(self.global.quiet),
             Command::Derive(command) => command.run(),

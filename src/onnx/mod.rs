@@ -4,6 +4,7 @@
 //! integer sub-graphs folded, every shape known), grown by the builder methods of [`Graph`], and written by
 //! [`save`] or handed to a session as bytes. This module alone knows protobuf.
 
+mod adaptable;
 pub mod attr;
 pub mod build;
 pub mod data;
@@ -27,6 +28,7 @@ mod window;
 pub mod write;
 mod zeros;
 
+pub use adaptable::{AdapterInputs, save_adaptable};
 pub use attr::{Attr, Attrs};
 pub use data::{Constant, TensorData};
 pub use dims::Dims;

@@ -11,7 +11,8 @@ use std::str::FromStr;
 
 use super::factors::Factors;
 use super::replacement::replace_weights;
-use crate::adapter::content::{self, Content, ModuleFactors, ModuleName, listed};
+use crate::adapter::content::{self, Content, listed};
+use crate::adapter::{ModuleFactors, ModuleName};
 use crate::model_folder::{Component, ModelFolder};
 use crate::onnx::{Constant, Graph, Node, Replacement};
 use crate::traingraph::branch::{self, Weights};
@@ -111,7 +112,7 @@ impl Adapters {
         let read = |adapter: &AdapterRef| {
             let path = adapter.file()?;
             let loaded = Loaded {
-                content: content::read(&path)?,
+                content: content::read(&path)?.content,
                 scale: adapter.scale,
                 path,
             };
@@ -295,13 +296,13 @@ impl Loaded {
 }
 
 /// Layers by both spellings of their names.
-struct Index<'a> {
+pub(super) struct Index<'a> {
     paths: HashMap<&'a str, usize>,
     flat: HashMap<String, usize>,
 }
 
 impl<'a> Index<'a> {
-    fn new(layers: &'a [Layer]) -> Self {
+    pub(super) fn new(layers: &'a [Layer]) -> Self {
         let numbered = || layers.iter().enumerate().map(|(i, l)| (l.module.as_str(), i));
         Self {
             paths: numbered().collect(),
@@ -309,7 +310,7 @@ impl<'a> Index<'a> {
         }
     }
 
-    fn find(&self, name: &ModuleName) -> Option<usize> {
+    pub(super) fn find(&self, name: &ModuleName) -> Option<usize> {
         match name {
             ModuleName::Path(path) => self.paths.get(path.as_str()).copied(),
             ModuleName::Flat(flat) => self.flat.get(flat).copied(),
@@ -318,7 +319,7 @@ impl<'a> Index<'a> {
 }
 
 /// The layers of a component under the names that adapters have for them.
-fn modules(graph: &Graph, component: Component) -> Vec<Layer> {
+pub(super) fn modules(graph: &Graph, component: Component) -> Vec<Layer> {
     let mut layers = find_layers(graph);
     if component != Component::Unet && component != Component::Transformer {
         // Whatever the text encoder was exported in is no part of its names.

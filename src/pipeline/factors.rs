@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use crate::adapter::ReadTensor;
-use crate::adapter::content::ModuleFactors;
+use crate::adapter::{ModuleFactors, ReadTensor};
 use crate::onnx::Constant;
 use crate::traingraph::{Layer, LayerKind};
 use crate::{Error, Result};
@@ -27,24 +26,13 @@ impl Factors {
     /// # Errors
     /// Their shapes are not those of the layer.
     pub fn new(module: &ModuleFactors, layer: &Layer, scale: f64, path: &Path) -> Result<Self> {
-        let (row, outputs) = match &layer.kind {
-            LayerKind::Linear { inputs, outputs, .. } => (vec![*inputs], *outputs),
-            LayerKind::Conv { groups: 2.., .. } => {
-                let what = format!("adapts `{}`, a convolution in groups", layer.module);
-                let remedy = "LoRA is not defined for those; give another adapter.";
-                return Err(Error::bad(path.display().to_string(), what, remedy));
-            }
-            LayerKind::Conv {
-                inputs,
-                outputs,
-                kernel,
-                ..
-            } => ([&[*inputs], kernel.as_slice()].concat(), *outputs),
+        let Some((row, outputs)) = sizes(layer) else {
+            let what = format!("adapts `{}`, a convolution in groups", layer.module);
+            let remedy = "LoRA is not defined for those; give another adapter.";
+            return Err(Error::bad(path.display().to_string(), what, remedy));
         };
-        let rank = module.down.shape.first().copied().unwrap_or(0);
-        let fits = |tensor: &ReadTensor, shape: &[usize]| without_ones(&tensor.shape) == without_ones(shape);
-        let down_shape = [&[rank], row.as_slice()].concat();
-        if rank == 0 || !fits(&module.down, &down_shape) || !fits(&module.up, &[outputs, rank]) {
+        let rank = module.rank();
+        if !fits(module, &row, outputs) {
             let what = format!(
                 "has factors of shapes {:?} and {:?} for `{}`, which maps {row:?} to {outputs}",
                 module.down.shape, module.up.shape, layer.module
@@ -52,7 +40,7 @@ impl Factors {
             let remedy = "Give an adapter that was trained on this kind of model.";
             return Err(Error::bad(path.display().to_string(), what, remedy));
         }
-        let scale = module.scale * scale;
+        let scale = module.scale() * scale;
         Ok(Self {
             rank,
             outputs,
@@ -118,6 +106,27 @@ impl Factors {
     }
 }
 
+/// Shape of a row of A and the rows of B that a layer takes; `None` for convolutions in groups.
+pub fn sizes(layer: &Layer) -> Option<(Vec<usize>, usize)> {
+    match &layer.kind {
+        LayerKind::Linear { inputs, outputs, .. } => Some((vec![*inputs], *outputs)),
+        LayerKind::Conv { groups: 2.., .. } => None,
+        LayerKind::Conv {
+            inputs,
+            outputs,
+            kernel,
+            ..
+        } => Some(([&[*inputs], kernel.as_slice()].concat(), *outputs)),
+    }
+}
+
+/// Whether the factors of `module` are for a layer of these sizes.
+pub fn fits(module: &ModuleFactors, row: &[usize], outputs: usize) -> bool {
+    let rank = module.rank();
+    let alike = |tensor: &ReadTensor, shape: &[usize]| without_ones(&tensor.shape) == without_ones(shape);
+    alike(&module.down, &[&[rank], row].concat()) && alike(&module.up, &[outputs, rank])
+}
+
 /// A shape without dimensions of 1: files give linear factors as 1×1 convolutions and the other way round.
 fn without_ones(shape: &[usize]) -> Vec<usize> {
     shape.iter().copied().filter(|d| *d != 1).collect()
@@ -126,7 +135,7 @@ fn without_ones(shape: &[usize]) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::content::ModuleName;
+    use crate::adapter::{ModuleName, Precision};
     use crate::model_folder::Component;
     use crate::onnx::{Graph, TensorType};
     use crate::tensor::DType;
@@ -135,6 +144,7 @@ mod tests {
         ReadTensor {
             shape: shape.to_vec(),
             values: values.to_vec(),
+            precision: Precision::Fp32,
         }
     }
 
@@ -160,12 +170,12 @@ mod tests {
     /// B·A of two adapters, (out 3, in 2): 2·[1,2,3]ᵀ[10,20] − [1,0,0]ᵀ[1,1].
     #[test]
     fn adapters_of_a_layer_add_up_in_either_layout() {
-        let module = |down: ReadTensor, up: ReadTensor, scale| ModuleFactors {
+        let module = |down: ReadTensor, up: ReadTensor, alpha| ModuleFactors {
             component: Component::Unet,
             module: ModuleName::Path("fc".into()),
             down,
             up,
-            scale,
+            alpha,
         };
         let first = module(
             tensor(&[1, 2, 1, 1], &[10.0, 20.0]),
@@ -200,7 +210,7 @@ mod tests {
             module: ModuleName::Path("fc".into()),
             down: tensor(&[1, 5], &[0.0; 5]),
             up: tensor(&[3, 1], &[0.0; 3]),
-            scale: 1.0,
+            alpha: 1.0,
         };
         let error = Factors::new(&module, &layer, 1.0, Path::new("a")).unwrap_err();
         assert!(

@@ -5,12 +5,16 @@
 //! noise ─► sampler ⇄ sampling.rs: denoiser.rs, guidance.rs ◄──┘
 //!             └─► latents ─► vae.rs ─► image
 //! adapters.rs: LoRA and fine-tuned weights in the graphs of denoiser and text encoders
+//! merge.rs, adaptable.rs: pipeline folders with adapters in their weights, and with inputs for adapters
 //! ```
 //!
 //! The data cache and training use the same encoders and the same static denoiser.
 
+pub mod adaptable;
 pub mod adapters;
+pub mod compare;
 pub mod denoiser;
+mod derived_folder;
 mod factors;
 pub mod guidance;
 mod hidden_states;

@@ -30,9 +30,7 @@ pub fn write(
             };
             adapter::save_lora(&folder.adapter(), model.prefix(), policy, scale, Precision::Fp32)
         }
-        AdapterConfig::Full(_) => {
-            adapter::save_full(&folder.weights(), torch_tensors(engine, policy), Precision::Fp32)
-        }
+        AdapterConfig::Full(_) => adapter::save_full(&folder.weights(), torch_tensors(engine, policy)),
     }
 }
 
@@ -52,6 +50,7 @@ fn torch_tensors<'a>(engine: &Engine, policy: &'a ParamSet) -> Vec<NamedTensor<'
         Some(NamedTensor {
             name: t.name.clone(),
             shape: torch_shape.clone(),
+            precision: Precision::Fp32,
             values: Box::new(move || match transposed {
                 false => Cow::Borrowed(policy.tensor(index)),
                 true => Cow::Owned(transpose(policy.tensor(index), columns)),

@@ -18,6 +18,6 @@ pub mod step;
 pub mod timestep;
 pub mod trainable;
 
-pub use layers::{Layer, LayerKind, find_layers};
+pub use layers::{Layer, LayerKind, find_layers, matches};
 pub use step::{AnchorGraph, BatchGraph, ErrorGraph, Reference, StepGraph, StepShape};
 pub use trainable::{Trainable, TrainableKind, Trainables};

@@ -1,0 +1,132 @@
+//! Several adapters as one: `Σ sᵢ·Bᵢ·Aᵢ = [s₁B₁ s₂B₂ …]·[A₁; A₂; …]`, of rank r₁ + r₂ + ….
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::factors::{Lora, ModuleFactors};
+use super::file::{Precision, ReadTensor};
+use super::keys::ModuleName;
+use crate::{Error, Result};
+
+/// An adapter and how much it counts.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Its file, for messages and the note in the result.
+    pub path: PathBuf,
+    /// Its content.
+    pub lora: Lora,
+    /// Factor of the change it makes.
+    pub scale: f64,
+}
+
+/// Key of the note that says what a combined file is made of.
+const NOTE: &str = "ortdpo.merged";
+
+/// The adapter that changes a model as `parts` together do. Where all factors of a module count equally, none of their
+/// numbers changes; elsewhere each B takes in its scale.
+///
+/// # Errors
+/// Adapters have a module of one name with different shapes: they are not of one model.
+pub fn combine(parts: &[Part]) -> Result<Lora> {
+    let mut by_module: BTreeMap<(&str, String), Vec<(&Part, &ModuleFactors)>> = BTreeMap::new();
+    for part in parts {
+        for module in &part.lora.modules {
+            let key = (module.component.folder(), module.module.flat());
+            by_module.entry(key).or_default().push((part, module));
+        }
+    }
+    let modules = by_module.into_values().map(|found| join(&found));
+    let name = |part: &Part| {
+        let file = part.path.file_name().unwrap_or_default().to_string_lossy();
+        format!("{file}:{}", part.scale)
+    };
+    let note = parts.iter().map(name).collect::<Vec<_>>().join(" ");
+    Ok(Lora {
+        modules: modules.collect::<Result<_>>()?,
+        metadata: BTreeMap::from([(NOTE.to_owned(), note)]),
+    })
+}
+
+fn join(found: &[(&Part, &ModuleFactors)]) -> Result<ModuleFactors> {
+    let (first_part, first) = found[0];
+    for (part, module) in found {
+        if (module.columns(), module.outputs()) != (first.columns(), first.outputs()) {
+            return Err(Error::bad(
+                part.path.display().to_string(),
+                format!(
+                    "has factors of shapes {:?} and {:?} for `{}`, where {} has {:?} and {:?}",
+                    module.down.shape,
+                    module.up.shape,
+                    module.place(),
+                    first_part.path.display(),
+                    first.down.shape,
+                    first.up.shape
+                ),
+                "Merge adapters that were trained on the same kind of model.",
+            ));
+        }
+    }
+    let scales: Vec<f64> = found.iter().map(|(part, m)| m.scale() * part.scale).collect();
+    let rank: usize = found.iter().map(|(_, m)| m.rank()).sum();
+    // An alpha of 0 means "as the rank" to some readers.
+    let alike = scales[0] != 0.0 && scales.iter().all(|s| *s == scales[0]);
+    let alpha = match found {
+        _ if !alike => rank as f64,
+        [(part, only)] => only.alpha * part.scale,
+        _ => scales[0] * rank as f64,
+    };
+    let factor = |scale: f64| if alike { 1.0 } else { scale };
+    let rows = (0..first.outputs()).flat_map(|row| {
+        found.iter().zip(&scales).flat_map(move |((_, m), scale)| {
+            let values = &m.up.values[row * m.rank()..][..m.rank()];
+            values
+                .iter()
+                .map(move |v| (f64::from(*v) * factor(*scale)) as f32)
+        })
+    });
+    let up = tensor(
+        rank,
+        1,
+        &first.up,
+        rows.collect(),
+        found.iter().map(|(_, m)| &m.up),
+    );
+    let stacked = found.iter().flat_map(|(_, m)| m.down.values.iter().copied());
+    let down = tensor(
+        rank,
+        0,
+        &first.down,
+        stacked.collect(),
+        found.iter().map(|(_, m)| &m.down),
+    );
+    let dotted = found.iter().map(|(_, m)| &m.module);
+    let named = dotted.clone().find(|name| matches!(name, ModuleName::Path(_)));
+    Ok(ModuleFactors {
+        component: first.component,
+        module: named.unwrap_or(&first.module).clone(),
+        down,
+        up,
+        alpha,
+    })
+}
+
+/// A tensor as `first`, but of this rank along `axis`, in the type that all of `parts` have, else in 32 bits.
+fn tensor<'a>(
+    rank: usize,
+    axis: usize,
+    first: &ReadTensor,
+    values: Vec<f32>,
+    mut parts: impl Iterator<Item = &'a ReadTensor>,
+) -> ReadTensor {
+    let precision = match parts.all(|part| part.precision == first.precision) {
+        true => first.precision,
+        false => Precision::Fp32,
+    };
+    let mut shape = first.shape.clone();
+    shape[axis] = rank;
+    ReadTensor {
+        shape,
+        values: values.into_iter().map(|v| precision.rounded(v)).collect(),
+        precision,
+    }
+}

@@ -68,8 +68,8 @@ fn join(found: &[(&Part, &ModuleFactors)]) -> Result<ModuleFactors> {
     }
     let scales: Vec<f64> = found.iter().map(|(part, m)| m.scale() * part.scale).collect();
     let rank: usize = found.iter().map(|(_, m)| m.rank()).sum();
-    // An alpha of 0 means "as the rank" to some readers.
-    let alike = scales[0] != 0.0 && scales.iter().all(|s| *s == scales[0]);
+    // An alpha of 0 means "as the rank" to some readers, and none expects a negative one.
+    let alike = scales[0] > 0.0 && scales.iter().all(|s| *s == scales[0]);
     let alpha = match found {
         _ if !alike => rank as f64,
         [(part, only)] => only.alpha * part.scale,
@@ -128,5 +128,78 @@ fn tensor<'a>(
         shape,
         values: values.into_iter().map(|v| precision.rounded(v)).collect(),
         precision,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model_folder::Component;
+
+    fn part(name: &str, rank: usize, first: f32, alpha: f64, scale: f64) -> Part {
+        let tensor = |shape: &[usize], first: f32| ReadTensor {
+            shape: shape.to_vec(),
+            values: (0..shape.iter().product()).map(|i| first + i as f32).collect(),
+            precision: Precision::Fp16,
+        };
+        let module = ModuleFactors {
+            component: Component::Unet,
+            module: ModuleName::Path("m".into()),
+            down: tensor(&[rank, 2], first),
+            up: tensor(&[3, rank], -first),
+            alpha,
+        };
+        Part {
+            path: name.into(),
+            lora: Lora {
+                modules: vec![module],
+                metadata: BTreeMap::new(),
+            },
+            scale,
+        }
+    }
+
+    #[test]
+    fn factors_lie_side_by_side_with_their_scales() {
+        let both = combine(&[part("a", 1, 1.0, 2.0, 0.5), part("b", 2, 10.0, 1.0, -4.0)]).unwrap();
+        let m = &both.modules[0];
+        assert_eq!((m.rank(), m.alpha, m.down.precision), (3, 3.0, Precision::Fp16));
+        assert_eq!(m.down.values, [1.0, 2.0, 10.0, 11.0, 12.0, 13.0]);
+        // Of a the scale is 2 · 0.5, of b 1/2 · -4.
+        let (a, b) = (
+            [-1.0, 0.0, 1.0],
+            [-10.0, -9.0, -8.0, -7.0, -6.0, -5.0].map(|v: f32| -2.0 * v),
+        );
+        assert_eq!(
+            m.up.values,
+            [a[0], b[0], b[1], a[1], b[2], b[3], a[2], b[4], b[5]]
+        );
+        assert_eq!(both.metadata["ortdpo.merged"], "a:0.5 b:-4");
+    }
+
+    #[test]
+    fn equal_scales_go_into_alpha() {
+        let parts = [part("a", 1, 1.0, 2.0, 0.5), part("b", 2, 10.0, 4.0, 0.5)];
+        let m = &combine(&parts).unwrap().modules[0];
+        assert_eq!((m.alpha, &m.up.values[..3]), (3.0, &[-1.0, -10.0, -9.0][..]));
+        let parts = [part("b", 2, 10.0, 0.7, 0.5)];
+        let (m, b) = (&combine(&parts).unwrap().modules[0], &parts[0].lora.modules[0]);
+        assert_eq!((m.alpha, &m.up), (0.35, &b.up));
+        // Nothing must not become "alpha as the rank".
+        let m = &combine(&[part("b", 2, 10.0, 2.0, 0.0)]).unwrap().modules[0];
+        assert!(m.alpha == 2.0 && m.up.values.iter().all(|v| *v == 0.0));
+    }
+
+    #[test]
+    fn adapters_of_different_models_are_refused() {
+        let mut other = part("b", 2, 10.0, 1.0, 1.0);
+        other.lora.modules[0].up.shape = vec![1, 6];
+        let error = combine(&[part("a", 1, 1.0, 1.0, 1.0), other]).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("`unet.m`, where a has [1, 2] and [3, 1]"),
+            "{error}"
+        );
     }
 }

@@ -124,3 +124,124 @@ fn chosen(energies: &[f64], whole: f64, size: Size) -> usize {
     }
     .max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::{ModuleName, Precision, ReadTensor};
+    use crate::model_folder::Component;
+    use crate::rng::{Purpose, Streams};
+
+    fn module(down: (&[usize], Vec<f32>), up: (&[usize], Vec<f32>), alpha: f64) -> ModuleFactors {
+        let tensor = |(shape, values): (&[usize], Vec<f32>)| ReadTensor {
+            shape: shape.to_vec(),
+            values,
+            precision: Precision::Fp32,
+        };
+        ModuleFactors {
+            component: Component::Unet,
+            module: ModuleName::Path("m".into()),
+            down: tensor(down),
+            up: tensor(up),
+            alpha,
+        }
+    }
+
+    /// alpha / r · B·A, row by row.
+    fn product(m: &ModuleFactors) -> Vec<f64> {
+        let (rank, columns) = (m.rank(), m.columns());
+        let cell = |i: usize| -> f64 {
+            let (row, column) = (i / columns, i % columns);
+            let term = |k: usize| {
+                f64::from(m.up.values[row * rank + k]) * f64::from(m.down.values[k * columns + column])
+            };
+            (0..rank).map(term).sum::<f64>() * m.scale()
+        };
+        (0..m.outputs() * columns).map(cell).collect()
+    }
+
+    fn norm2(values: impl Iterator<Item = f64>) -> f64 {
+        values.map(|v| v * v).sum()
+    }
+
+    fn resized(m: &ModuleFactors, size: Size) -> (ModuleFactors, Resized) {
+        resize_module(m, size).unwrap()
+    }
+
+    /// Singular values of B·A are 3 and 1.
+    fn known() -> ModuleFactors {
+        module(
+            (&[2, 2], vec![0.0, 1.0, 1.0, 0.0]),
+            (&[3, 2], vec![3.0, 0.0, 0.0, 1.0, 0.0, 0.0]),
+            4.0,
+        )
+    }
+
+    #[test]
+    fn the_largest_singular_values_are_kept() {
+        let (small, report) = resized(&known(), Size::Rank(1));
+        assert!(
+            (report.kept - 0.9).abs() < 1e-12 && (report.energy - 40.0).abs() < 1e-9,
+            "{report:?}"
+        );
+        // The scale stays: 4/2 = 2/1.
+        assert_eq!((small.rank(), small.alpha), (1, 2.0));
+        for (value, expected) in product(&small).iter().zip([0.0, 6.0, 0.0, 0.0, 0.0, 0.0]) {
+            assert!((value - expected).abs() < 1e-6, "{value} {expected}");
+        }
+        assert_eq!(resized(&known(), Size::Energy(0.9)).1.to, 1);
+        assert_eq!(resized(&known(), Size::Energy(0.91)).1.to, 2);
+    }
+
+    #[test]
+    fn small_modules_keep_every_bit() {
+        for size in [Size::Rank(2), Size::Rank(9), Size::Energy(1.0)] {
+            let (same, report) = resized(&known(), size);
+            assert_eq!((&same, report.kept), (&known(), 1.0));
+        }
+    }
+
+    #[test]
+    fn a_module_without_effect_becomes_as_small_as_can_be() {
+        let nothing = module((&[2, 2], vec![1.0; 4]), (&[3, 2], vec![0.0; 6]), 2.0);
+        let (small, report) = resized(&nothing, Size::Energy(0.5));
+        assert_eq!((small.rank(), report.kept), (1, 1.0));
+        assert!(product(&small).iter().all(|v| *v == 0.0));
+    }
+
+    /// What is lost, measured on the products themselves, is the energy that was not kept; also where the rank is larger
+    /// than the layer, and for convolutions.
+    #[test]
+    fn the_loss_is_the_energy_that_is_reported() {
+        for (rank, row, outputs) in [(6, vec![10], 8), (9, vec![5], 4), (5, vec![3, 3, 3], 12)] {
+            let columns: usize = row.iter().product();
+            let random = |name: &str, count: usize| {
+                let mut values = vec![0.0_f32; count];
+                Streams::new(4)
+                    .named(Purpose::Noise, name)
+                    .fill_normal(&mut values);
+                values
+            };
+            let down = [&[rank], row.as_slice()].concat();
+            let up = [[outputs, rank].as_slice(), &vec![1; row.len() - 1]].concat();
+            let whole = module(
+                (&down, random("a", rank * columns)),
+                (&up, random("b", outputs * rank)),
+                1.5,
+            );
+            let before = product(&whole);
+            let (small, report) = resized(&whole, Size::Rank(3));
+            assert_eq!(
+                (small.down.shape[0], small.up.shape[1], small.down.shape.len()),
+                (3, 3, down.len())
+            );
+            let lost = norm2(before.iter().zip(product(&small)).map(|(a, b)| a - b));
+            let energy = norm2(before.iter().copied());
+            assert!((report.energy / energy - 1.0).abs() < 1e-9);
+            assert!(
+                (lost / energy - (1.0 - report.kept)).abs() < 1e-6,
+                "{lost} {report:?}"
+            );
+        }
+    }
+}

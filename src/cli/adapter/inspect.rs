@@ -202,8 +202,9 @@ fn number(value: f64) -> String {
 /// Long texts, such as lists of all modules, are shown by their beginning.
 fn shortened(text: &str) -> String {
     const LENGTH: usize = 72;
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match text.char_indices().nth(LENGTH) {
-        None => text.to_owned(),
+        None => text,
         Some((end, _)) => format!("{}… ({} characters)", &text[..end], text.chars().count()),
     }
 }

@@ -279,7 +279,10 @@ fn merging_and_resizing_give_adapters_of_the_ranks_they_say() {
     let squares = |file: &str| -> f64 {
         let inspected = workspace.json(&["inspect", file]);
         let components = inspected["components"].as_array().unwrap();
-        components.iter().map(|c| c["norm"].as_f64().unwrap().powi(2)).sum()
+        components
+            .iter()
+            .map(|c| c["norm"].as_f64().unwrap().powi(2))
+            .sum()
     };
     let kept = squares("small.safetensors") / squares("both.safetensors");
     assert!((kept - small["kept"].as_f64().unwrap()).abs() < 1e-6, "{kept}");

@@ -210,6 +210,15 @@ fn with_all_weights_of_the_model() {
     ]);
 }
 
+/// Second moments by rows and columns, of matrices and of all else that full fine-tuning trains.
+#[test]
+fn with_adafactor() {
+    let adafactor = "optimizer={kind: adafactor, lr: 1.0e-4, schedule: {kind: constant, warmup: 2}}";
+    resumes_bit_exactly(&[adafactor, "reference={update: ema, alpha: 0.2}"]);
+    let all = r#"adapter={kind: full, targets: ["*norm*", "*attn1*", "conv_in*"]}"#;
+    resumes_bit_exactly(&[adafactor, all]);
+}
+
 #[test]
 fn with_supervised_fine_tuning() {
     resumes_bit_exactly(&["objective.kind=sft"]);

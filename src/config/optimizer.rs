@@ -16,9 +16,9 @@ pub struct OptimizerConfig {
     pub lr: f64,
     /// Multiply `lr` by the number of pairs per optimizer step, as the original Diffusion-DPO script does.
     pub scale_lr: bool,
-    /// Decay rates of the first and second moment, each in [0, 1).
+    /// Decay rates of AdamW's first and second moment, each in [0, 1).
     pub betas: [f64; 2],
-    /// Added to the square root of the second moment; positive.
+    /// Added to the square root of AdamW's second moment; positive.
     pub eps: f64,
     /// Decoupled weight decay: each step first shrinks the weights by lr × weight_decay.
     pub weight_decay: f64,
@@ -49,6 +49,9 @@ impl Default for OptimizerConfig {
 pub enum OptimizerKind {
     /// Adam with decoupled weight decay.
     Adamw,
+    /// Second moments by rows and columns, which takes next to no memory; without momentum, and with updates of at most
+    /// the learning rate in root mean square. Of the published SDXL recipe; `betas` and `eps` have no part in it.
+    Adafactor,
 }
 
 /// How the learning rate changes over the run.

@@ -15,10 +15,10 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::{CHUNK, Gradient};
+use crate::Result;
 use crate::config::optimizer::OptimizerConfig;
 use crate::params::{Layout, ParamSet};
 use crate::reference::{Blend, lerp};
-use crate::{Error, Result};
 
 /// Values per block: six buffers of 4 KiB stay in a first-level cache.
 const BLOCK: usize = 1 << 10;
@@ -70,15 +70,8 @@ impl AdamW {
 
     /// Goes on from a checkpoint; moments of other parameters are an error.
     pub fn restore(&mut self, steps: u64, first_moment: ParamSet, second_moment: ParamSet) -> Result<()> {
-        for moment in [&first_moment, &second_moment] {
-            if let Some(difference) = self.first_moment.layout().difference(moment.layout()) {
-                return Err(Error::bad(
-                    "optimizer state",
-                    difference,
-                    "Resume with the model and adapter configuration that wrote the checkpoint.",
-                ));
-            }
-        }
+        super::check_moments(&self.first_moment, &first_moment)?;
+        super::check_moments(&self.second_moment, &second_moment)?;
         (self.steps, self.first_moment, self.second_moment) = (steps, first_moment, second_moment);
         Ok(())
     }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::model::Model;
 use crate::Result;
 use crate::config::Config;
-use crate::optim::{AdamW, LrSchedule};
+use crate::optim::{LrSchedule, Optimizer};
 use crate::params::ParamSet;
 use crate::reference::{ReferenceRule, ReferenceWeights, lerp};
 use crate::timestep::TimestepRule;
@@ -25,7 +25,7 @@ pub struct State {
     /// Moving average of θ, where `train.policy_ema` asks for one.
     pub average: Option<Average>,
     /// Optimizer with its moments.
-    pub adamw: AdamW,
+    pub optimizer: Optimizer,
     /// How the reference moves.
     pub reference_rule: ReferenceRule,
     /// How timesteps are drawn and weighed.
@@ -82,7 +82,7 @@ impl State {
                 decay,
                 weights: initial.clone(),
             }),
-            adamw: AdamW::new(&config.optimizer, &layout),
+            optimizer: Optimizer::new(&config.optimizer, &layout),
             reference_rule: ReferenceRule::new(&config.reference)?,
             timestep_rule: TimestepRule::new(&config.timestep, &model.schedule)?,
             schedule: LrSchedule::new(&config.optimizer, config.train.pairs_per_step, config.train.steps),

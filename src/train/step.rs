@@ -1,4 +1,4 @@
-//! One optimizer step: draw, forward, backward, clip, AdamW, reference.
+//! One optimizer step: draw, forward, backward, clip, optimizer, reference.
 
 use super::draw::{Content, DrawnPair};
 use super::engine::{Engine, PairInputs, ReferenceValues, Samples, StepValues};
@@ -129,7 +129,7 @@ impl<'a> Stepper<'a> {
             (Action::Keep | Action::Probe(_), _) => (None, None),
         };
         state
-            .adamw
+            .optimizer
             .step(&mut state.policy, &gradient, clip, stats.lr, follow);
         if let Some(blend) = then {
             state.reference.follow(blend, &state.policy, &state.initial, step);

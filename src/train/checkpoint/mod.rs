@@ -3,7 +3,7 @@
 //! ```text
 //! checkpoints/step-N/
 //!   policy.safetensors  reference.safetensors  initial.safetensors         θ, the reference, θ0
-//!   first_moment.safetensors  second_moment.safetensors                    AdamW
+//!   first_moment.safetensors  second_moment.safetensors                    the optimizer
 //!   average.safetensors                                                    moving average of θ, where one is kept
 //!   rollouts.safetensors                                                   what online objectives learn from
 //!   state.json                                                             the rest
@@ -38,7 +38,7 @@ use crate::timestep::TimestepState;
 pub struct RunState {
     /// Optimizer steps taken.
     pub step: u64,
-    /// AdamW's own count, for its bias correction.
+    /// The optimizer's own count, for its corrections.
     pub optimizer_steps: u64,
     /// Where the loader stands.
     pub loader: LoaderState,
@@ -90,9 +90,9 @@ pub struct Tensors<'a> {
     pub reference: &'a ParamSet,
     /// θ0.
     pub initial: &'a ParamSet,
-    /// AdamW's first moment.
+    /// AdamW's first moment; Adafactor's means of rows.
     pub first_moment: &'a ParamSet,
-    /// AdamW's second moment.
+    /// AdamW's second moment; Adafactor's means of columns.
     pub second_moment: &'a ParamSet,
     /// Moving average of θ, where one is kept.
     pub average: Option<&'a ParamSet>,
@@ -111,9 +111,9 @@ pub struct Checkpoint {
     pub reference: ParamSet,
     /// θ0.
     pub initial: ParamSet,
-    /// AdamW's first moment.
+    /// AdamW's first moment; Adafactor's means of rows.
     pub first_moment: ParamSet,
-    /// AdamW's second moment.
+    /// AdamW's second moment; Adafactor's means of columns.
     pub second_moment: ParamSet,
     /// Moving average of θ, where one is kept.
     pub average: Option<ParamSet>,

@@ -122,8 +122,9 @@ impl CheckpointStore {
             policy: tensor(POLICY)?,
             reference: tensor(REFERENCE)?,
             initial: tensor(INITIAL)?,
-            first_moment: tensor(FIRST_MOMENT)?,
-            second_moment: tensor(SECOND_MOMENT)?,
+            // Their shapes are the optimizer's own, which checks them.
+            first_moment: ParamSet::load_any(&folder.join(FIRST_MOMENT))?,
+            second_moment: ParamSet::load_any(&folder.join(SECOND_MOMENT))?,
             average: has(AVERAGE).then(|| tensor(AVERAGE)).transpose()?,
             rollouts: match has(ROLLOUTS) {
                 true => Some(ParamSet::load_any(&folder.join(ROLLOUTS))?),

@@ -15,7 +15,7 @@ impl Run<'_> {
     /// It cannot be written, or holds values that are not finite: nobody could go on from them.
     pub(super) fn save(&mut self) -> Result<PathBuf> {
         let state = &self.state;
-        let (first_moment, second_moment) = state.adamw.moments();
+        let (first_moment, second_moment) = state.optimizer.moments();
         let reference = state.reference.kept(&state.initial);
         if let Some(name) = state.policy.non_finite().or(reference.non_finite()) {
             let what = format!("`{name}` is not finite after step {}", state.step);
@@ -33,7 +33,7 @@ impl Run<'_> {
         };
         let rest = RunState {
             step: state.step,
-            optimizer_steps: state.adamw.steps(),
+            optimizer_steps: state.optimizer.steps(),
             loader,
             rollouts: rollouts.as_ref().map(|(state, _)| state.clone()),
             timestep: state.timestep_rule.state(),
@@ -105,7 +105,7 @@ impl Run<'_> {
             average.weights = saved;
         }
         state
-            .adamw
+            .optimizer
             .restore(saved.optimizer_steps, found.first_moment, found.second_moment)?;
         state.timestep_rule.restore(saved.timestep)?;
         state.reference_rule.restore(saved.reference);

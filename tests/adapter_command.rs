@@ -9,9 +9,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use common::structures::Structure;
 use common::train::{files, refused, succeeded};
 use common::{fixtures, ortdpo, stderr, stdout};
 use ortdpo::adapter::names;
+use ortdpo::onnx::Model;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -466,4 +468,99 @@ fn factors_that_make_no_sense_are_refused() {
         text.contains("unet.conv_in: holds 1000000, which is too large for F16"),
         "{text}"
     );
+}
+
+/// Exports of the real networks, the sizes of their inputs, and how many layers are adapted by default.
+const EXPORTS: [(&str, &str, usize); 4] = [
+    ("sd15-legacy17", "sd15", 128),
+    ("sd15-dynamo20", "sd15", 128),
+    ("sdxl-legacy17", "sdxl", 560),
+    ("sdxl-dynamo20", "sdxl", 560),
+];
+
+/// A pipeline folder whose UNet is an export of a real network, without its weights.
+fn real_pipeline(export: &str, kind: &str, folder: &Path) {
+    let structure = Structure::unpack(export);
+    let unet = folder.join("unet");
+    fs::create_dir_all(folder.join("text_encoder")).unwrap();
+    fs::create_dir_all(&unet).unwrap();
+    fs::copy(structure.model(), unet.join("model.onnx")).unwrap();
+    // As long as the largest weight, without contents.
+    let weights = fs::File::create(unet.join("weights")).unwrap();
+    weights.set_len(1 << 28).unwrap();
+    let mut config = serde_json::json!({"sample_size": 32, "in_channels": 4, "cross_attention_dim": 768});
+    if kind == "sdxl" {
+        config["cross_attention_dim"] = 2048.into();
+        config["projection_class_embeddings_input_dim"] = 2816.into();
+        config["addition_time_embed_dim"] = 256.into();
+    }
+    fs::write(unet.join("config.json"), config.to_string()).unwrap();
+    let text = serde_json::json!({"max_position_embeddings": 77});
+    fs::write(folder.join("text_encoder/config.json"), text.to_string()).unwrap();
+    let index = serde_json::json!({
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+    });
+    fs::write(folder.join("model_index.json"), index.to_string()).unwrap();
+}
+
+#[test]
+fn every_export_of_the_real_networks_can_take_adapters() {
+    let workspace = Workspace::new();
+    for (export, kind, layers) in EXPORTS {
+        real_pipeline(export, kind, &workspace.path(export));
+        let base = format!("{export}-base");
+        let exported = workspace.json(&["export-base", export, &base]);
+        assert_eq!(exported["components"][0]["layers"], layers, "{export}");
+        let model = |name: &str| Model::read(workspace.path(name).join("unet/model.onnx")).unwrap();
+        // What has a default is no input that must be given.
+        assert_eq!(model(&base).inputs().unwrap(), model(export).inputs().unwrap());
+        assert!(workspace.path(&base).join("unet/weights").is_file());
+    }
+}
+
+#[test]
+fn an_adapter_of_another_family_is_told_from_the_real_network() {
+    let workspace = Workspace::new();
+    real_pipeline("sdxl-dynamo20", "sdxl", &workspace.path("sdxl"));
+    let block = "down_blocks.1.attentions.0.transformer_blocks.0";
+    let pair = |module: &str, inputs: usize, outputs: usize| {
+        let zeros = |shape: [usize; 2]| (shape.to_vec(), vec![0_u8; 4 * shape[0] * shape[1]]);
+        let key = |side: &str| format!("unet.{module}.lora_{side}.weight");
+        [
+            (key("A"), zeros([700, inputs])),
+            (key("B"), zeros([outputs, 700])),
+        ]
+    };
+    // Of the right size but for its rank; of SD1.5's size; of a block that SDXL has no attention in.
+    let tensors: Vec<_> = [
+        pair(&format!("{block}.attn1.to_q"), 640, 640),
+        pair(&format!("{block}.attn2.to_k"), 768, 640),
+        pair("down_blocks.0.attentions.0.proj_in", 320, 320),
+    ]
+    .concat();
+    let views = tensors.iter().map(|(name, (shape, bytes))| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
+        (name.clone(), view.unwrap())
+    });
+    fs::write(
+        workspace.path("a.safetensors"),
+        safetensors::serialize(views, None).unwrap(),
+    )
+    .unwrap();
+    let output = workspace.run(&["inspect", "a.safetensors", "--model", "sdxl", "--format", "json"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["base"], "Stable Diffusion 1.x");
+    let differences = report["differences"].as_array().unwrap();
+    let listed = differences
+        .iter()
+        .map(|d| (d["kind"].as_str().unwrap(), d["model"].as_str().unwrap()));
+    let expected = [
+        ("name", ""),
+        ("shape", "[700, 2048] [640, 700]"),
+        ("rank", "at most 640"),
+    ];
+    assert_eq!(listed.collect::<Vec<_>>(), expected);
 }

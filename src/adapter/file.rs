@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::Path;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 use schemars::JsonSchema;
@@ -58,16 +59,20 @@ impl Precision {
     }
 
     pub(super) fn write(self, values: &[f32], out: &mut dyn Write) -> io::Result<()> {
+        /// Values converted at a time.
+        const BLOCK: usize = 1 << 14;
         match self {
-            Self::Fp32 => values
-                .iter()
-                .try_for_each(|value| out.write_all(&value.to_le_bytes())),
-            Self::Fp16 => values
-                .iter()
-                .try_for_each(|value| out.write_all(&f16::from_f32(*value).to_le_bytes())),
-            Self::Bf16 => values
-                .iter()
-                .try_for_each(|value| out.write_all(&bf16::from_f32(*value).to_le_bytes())),
+            Self::Fp32 => out.write_all(bytemuck::cast_slice(values)),
+            Self::Fp16 => values.chunks(BLOCK).try_for_each(|block| {
+                let mut halves = vec![f16::ZERO; block.len()];
+                halves.convert_from_f32_slice(block);
+                out.write_all(bytemuck::cast_slice(&halves))
+            }),
+            Self::Bf16 => values.chunks(BLOCK).try_for_each(|block| {
+                let mut halves = vec![bf16::ZERO; block.len()];
+                halves.convert_from_f32_slice(block);
+                out.write_all(bytemuck::cast_slice(&halves))
+            }),
         }
     }
 }
@@ -185,32 +190,21 @@ fn cut_off(bytes: &[u8]) -> Option<String> {
 }
 
 pub(super) fn floats(dtype: Dtype, bytes: &[u8]) -> Option<(Precision, Vec<f32>)> {
-    let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-    let (precision, values) = match dtype {
-        Dtype::F32 => (
-            Precision::Fp32,
-            bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect(),
-        ),
-        Dtype::F16 => (
-            Precision::Fp16,
-            pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
-        ),
-        Dtype::BF16 => (
-            Precision::Bf16,
-            pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-        ),
+    match dtype {
+        Dtype::F32 => Some((Precision::Fp32, elements(bytes))),
+        Dtype::F16 => Some((Precision::Fp16, elements::<f16>(bytes).to_f32_vec())),
+        Dtype::BF16 => Some((Precision::Bf16, elements::<bf16>(bytes).to_f32_vec())),
         // Some writers keep a LoRA's alpha as a whole number.
-        Dtype::I64 => (
-            Precision::Fp32,
-            bytes
-                .chunks_exact(8)
-                .map(|b| i64::from_le_bytes(b.try_into().expect("chunks of 8")) as f32)
-                .collect(),
-        ),
-        _ => return None,
-    };
-    Some((precision, values))
+        Dtype::I64 => {
+            let numbers = elements::<i64>(bytes).into_iter();
+            Some((Precision::Fp32, numbers.map(|n| n as f32).collect()))
+        }
+        _ => None,
+    }
+}
+
+/// As many whole elements as there are; the bytes may lie anywhere.
+fn elements<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
+    let size = size_of::<T>();
+    bytemuck::pod_collect_to_vec(&bytes[..bytes.len() / size * size])
 }

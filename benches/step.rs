@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use ortdpo::autodiff::Recompute;
 use ortdpo::config::runtime::WeightCopies;
 use ortdpo::onnx::Model;
 use ortdpo::pipeline::denoiser::Geometry;
@@ -40,6 +41,7 @@ fn steps(c: &mut Criterion) {
                     steps: WARM_UP + iterations as usize,
                     reference,
                     copies: WeightCopies::Auto,
+                    recompute: Recompute::None,
                     session: SessionOptions {
                         arena: Arena::Shared,
                         ..SessionOptions::default()

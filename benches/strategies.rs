@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use ortdpo::autodiff::Recompute;
 use ortdpo::config::adapter::InitA;
 use ortdpo::config::reference::StorageConfig;
 use ortdpo::config::{Sources, TrainPlan};
@@ -111,6 +112,7 @@ impl<'a> Side<'a> {
             reference: Reference::Input,
             anchor_samples: kl.map(|kl| 2 * kl.pairs(PAIRS)),
             copies: Default::default(),
+            recompute: Recompute::None,
             session: SessionOptions {
                 arena: Arena::Shared,
                 ..SessionOptions::default()

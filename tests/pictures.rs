@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use common::fixtures;
 use common::train::{Workspace, json, refused};
 use ortdpo::adapter::{self, LoraScale, Precision};
+use ortdpo::autodiff::Recompute;
 use ortdpo::config::samples::SamplesConfig;
 use ortdpo::generate::{self, GenerateOptions, GeneratePlan};
 use ortdpo::objective::Dpo;
@@ -43,6 +44,7 @@ fn engine(model: &Model) -> Engine {
         reference: Reference::Input,
         anchor_samples: None,
         copies: Default::default(),
+        recompute: Recompute::None,
         session: SessionOptions::default(),
     };
     Engine::build(&options, false, |graph| {

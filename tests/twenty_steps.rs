@@ -8,6 +8,7 @@ use std::path::Path;
 
 use common::fixtures;
 use common::recorded::Recorded;
+use ortdpo::autodiff::Recompute;
 use ortdpo::config::reference::UpdateConfig;
 use ortdpo::config::{Sources, TrainPlan};
 use ortdpo::diffusion::Timestep;
@@ -117,6 +118,7 @@ impl Bench {
             objective: &objective,
             reference: Reference::Input,
             copies: Default::default(),
+            recompute: Recompute::None,
             anchor_samples: kl.map(|kl| 2 * kl.pairs(pairs)),
             session: SessionOptions::default(),
         };

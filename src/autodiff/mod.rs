@@ -6,14 +6,17 @@
 
 mod derive;
 mod options;
+mod recompute;
 mod rules;
 
 use crate::onnx::{Graph, Node, ValueId, View};
 use crate::tensor::DType;
 use crate::{Error, Result};
+use recompute::Recomputation;
 
 pub use derive::{Derived, Wrt, cotangent_name, derive, gradient_name};
-pub use options::{ConvInputGradient, DeriveOptions};
+pub use options::{ConvInputGradient, DeriveOptions, Recompute};
+pub use recompute::PART;
 pub use rules::{differentiable_operands, is_differentiable};
 
 /// What a rule works with: the graph it adds nodes to, the node, and the gradients of the node's outputs.
@@ -100,8 +103,9 @@ pub fn gradients_with(
     let active = reached_from(graph, wrt);
     let last = graph.nodes.len();
     let mut sums: Vec<Option<ValueId>> = vec![None; graph.value_count()];
+    let mut recomputation = Recomputation::new(graph, &active, options.recompute);
     for (output, cotangent) in seeds {
-        accumulate(graph, &mut sums, *output, *cotangent)?;
+        recomputation.found(accumulate(graph, &mut sums, *output, *cotangent)?);
     }
     for i in (0..last).rev() {
         let node = &graph.nodes[i];
@@ -120,7 +124,8 @@ pub fn gradients_with(
         if !wants.contains(&true) {
             continue;
         }
-        let node = node.clone();
+        let original = node.clone();
+        let node = recomputation.node(graph, i)?;
         let mut context = Context {
             graph,
             node,
@@ -129,29 +134,30 @@ pub fn gradients_with(
             options,
         };
         let found = rules::apply(&mut context)?;
-        let Context { node, wants, .. } = context;
+        let Context { wants, .. } = context;
         for (k, gradient) in found.into_iter().enumerate() {
-            if let (Some(g), Some(x), Some(true)) = (gradient, node.input(k), wants.get(k)) {
-                accumulate(graph, &mut sums, x, g).map_err(|e| {
+            if let (Some(g), Some(x), Some(true)) = (gradient, original.input(k), wants.get(k)) {
+                let sum = accumulate(graph, &mut sums, x, g).map_err(|e| {
                     Error::bad(
-                        node.place(graph),
+                        original.place(graph),
                         format!("gradient of input {k}: {e}"),
                         "This is a defect of ortdpo; please report it.",
                     )
                 })?;
+                recomputation.found(sum);
             }
         }
     }
     Ok(wrt.iter().map(|v| sums[graph.index(*v)]).collect())
 }
 
-/// Adds `gradient` to what already reached `value`.
+/// Adds `gradient` to what already reached `value`; returns the sum.
 fn accumulate(
     graph: &mut Graph,
     sums: &mut [Option<ValueId>],
     value: ValueId,
     gradient: ValueId,
-) -> Result<()> {
+) -> Result<ValueId> {
     if graph.ty(value) != graph.ty(gradient) {
         return Err(Error::bad(
             graph.name(value),
@@ -169,7 +175,7 @@ fn accumulate(
         None => gradient,
     };
     sums[slot] = Some(sum);
-    Ok(())
+    Ok(sum)
 }
 
 /// Which float values depend on one of `from` through differentiable operands.

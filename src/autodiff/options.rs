@@ -1,10 +1,44 @@
 //! Choices between forms of a gradient that are equal in value but not in time and memory.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 /// How the backward graph is to be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DeriveOptions {
     /// Form of the input gradient of stride-1 convolutions with a constant weight.
     pub conv_input: ConvInputGradient,
+    /// What the backward pass computes again.
+    pub recompute: Recompute,
+}
+
+/// What the backward pass computes again instead of keeping it from the forward pass: memory for time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recompute {
+    /// Nothing: fastest.
+    #[default]
+    None,
+    /// Normalisation, activations, attention: what is cheap to compute and large to keep. Attention goes through in chunks of
+    /// queries, and results of convolutions and of products with weights are kept.
+    NormAttention,
+    /// Everything between a few places where little has to be remembered: at most one more forward pass.
+    Block,
+}
+
+impl Recompute {
+    /// All levels, from the fastest to the smallest.
+    pub const ALL: [Self; 3] = [Self::None, Self::NormAttention, Self::Block];
+}
+
+impl std::fmt::Display for Recompute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::NormAttention => "norm-attention",
+            Self::Block => "block",
+        })
+    }
 }
 
 /// Form of the input gradient of a stride-1 convolution whose weight is a constant. Other convolutions always use the

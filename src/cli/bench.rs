@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use ortdpo::autodiff::Recompute;
 use ortdpo::config::runtime::WeightCopies;
 use ortdpo::model_folder::{Component, JsonFile, ModelFolder};
 use ortdpo::onnx::Model;
@@ -56,6 +57,9 @@ pub struct Bench {
     /// Whether sessions keep second copies of the weights in their kernels' own layouts
     #[arg(long, value_enum, default_value = "auto")]
     weight_copies: Copies,
+    /// What the backward pass computes again instead of keeping it: memory for time
+    #[arg(long, value_enum, default_value = "none")]
+    recompute: Level,
     /// Write ONNX Runtime's own profile of every session below this path; steps are slower then
     #[arg(long, value_name = "PREFIX")]
     profile: Option<PathBuf>,
@@ -82,6 +86,16 @@ enum Copies {
     None,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Level {
+    /// Nothing.
+    None,
+    /// Normalisation, activations and attention, the latter in chunks.
+    NormAttention,
+    /// Everything between a few places where little has to be kept.
+    Block,
+}
+
 impl Bench {
     /// Does what was asked for.
     pub fn run(self) -> Result<()> {
@@ -101,6 +115,11 @@ impl Bench {
                 Copies::Auto => WeightCopies::Auto,
                 Copies::All => WeightCopies::All,
                 Copies::None => WeightCopies::None,
+            },
+            recompute: match self.recompute {
+                Level::None => Recompute::None,
+                Level::NormAttention => Recompute::NormAttention,
+                Level::Block => Recompute::Block,
             },
             session: SessionOptions {
                 ep: self.ep,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::require;
 use crate::Result;
+use crate::autodiff::Recompute;
 use crate::runtime::ExecutionProvider;
 
 /// What computes.
@@ -17,6 +18,8 @@ pub struct RuntimeConfig {
     pub threads: Option<usize>,
     /// Whether training sessions keep second copies of the weights in the layouts that their kernels like best.
     pub weight_copies: WeightCopies,
+    /// What backward passes compute again instead of keeping it: memory for time.
+    pub recompute: Recompute,
 }
 
 /// Second copies of the weights: time against memory.
@@ -38,6 +41,7 @@ impl Default for RuntimeConfig {
             ep: ExecutionProvider::Cpu,
             threads: None,
             weight_copies: WeightCopies::Auto,
+            recompute: Recompute::None,
         }
     }
 }

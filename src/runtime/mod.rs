@@ -14,6 +14,7 @@ mod binding;
 mod environment;
 mod failure;
 mod library;
+mod memory_reuse;
 mod options;
 mod provider;
 mod session;

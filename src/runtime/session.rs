@@ -11,7 +11,9 @@ use ort::value::{DynValue, Outlet, ValueType};
 use super::environment::{RuntimeOptions, init};
 use super::failure::failure;
 use super::value::{TensorView, dtype_of, view};
-use super::{Arena, ExecutionProvider, OptLevel, SessionOptions, SharedWeights, environment, require};
+use super::{
+    Arena, ExecutionProvider, OptLevel, SessionOptions, SharedWeights, environment, memory_reuse, require,
+};
 use crate::tensor::{DType, Tensor};
 use crate::{Error, Result};
 
@@ -368,6 +370,9 @@ fn configure(builder: ort::Result<SessionBuilder>, options: &SessionOptions) -> 
         .with_memory_pattern(options.memory_pattern)?
         .with_deterministic_compute(options.deterministic)?
         .with_execution_providers(options.ep.dispatches())?;
+    if !options.share_buffers {
+        memory_reuse::switch_off(&mut builder);
+    }
     match options.arena {
         Arena::PerSession => {}
         Arena::Shared => builder = builder.with_env_allocators()?,

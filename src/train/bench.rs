@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::engine::{Engine, EngineOptions, PairInputs, Samples, StepValues};
 use super::memory;
+use crate::autodiff::Recompute;
 use crate::config::optimizer::OptimizerConfig;
 use crate::config::runtime::WeightCopies;
 use crate::diffusion::Timestep;
@@ -38,6 +39,8 @@ pub struct BenchOptions {
     pub reference: Reference,
     /// Whether sessions keep second copies of the weights.
     pub copies: WeightCopies,
+    /// What backward passes compute again.
+    pub recompute: Recompute,
     /// How sessions are built.
     pub session: SessionOptions,
 }
@@ -75,6 +78,7 @@ pub fn run(model: &Model, options: &BenchOptions) -> Result<BenchReport> {
         reference: options.reference,
         anchor_samples: None,
         copies: options.copies,
+        recompute: options.recompute,
         session: options.session.clone(),
     };
     let rank = options.rank;

@@ -10,22 +10,21 @@ use std::sync::Arc;
 
 use ndarray::{ArrayViewD, IxDyn};
 
-use super::weights::weights_of;
+use super::graphs::EngineGraphs;
 use crate::Result;
-use crate::autodiff::{ConvInputGradient, DeriveOptions};
+use crate::autodiff::Recompute;
 use crate::config::runtime::WeightCopies;
 use crate::diffusion::Timestep;
 use crate::objective::{Needs, Objective};
 use crate::onnx::{Graph, Model};
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::Guidance;
-use crate::pipeline::denoiser::{self, Geometry, TIME_IDS};
+use crate::pipeline::denoiser::{Geometry, TIME_IDS};
 use crate::pipeline::network::{map_weights, session_over};
-use crate::pipeline::weight_copies;
 use crate::runtime::{Binding, Session, SessionOptions, SharedWeights, TensorView};
 use crate::tensor::{DType, Tensor};
 use crate::traingraph::step::{GRADIENT, POLICY, REFERENCE};
-use crate::traingraph::{AnchorGraph, BatchGraph, ErrorGraph, Reference, StepGraph, StepShape, Trainables};
+use crate::traingraph::{Reference, Trainables};
 
 /// Noised samples with their targets, flat and in the order of the batch.
 #[derive(Debug, Clone, Default)]
@@ -106,6 +105,8 @@ pub struct EngineOptions<'a> {
     pub anchor_samples: Option<usize>,
     /// Whether sessions keep second copies of the weights.
     pub copies: WeightCopies,
+    /// What backward passes compute again.
+    pub recompute: Recompute,
     /// How sessions are built.
     pub session: SessionOptions,
 }
@@ -271,61 +272,23 @@ impl Engine {
         choose: impl Fn(&Graph) -> Result<Trainables>,
     ) -> Result<Self> {
         let folder = options.model.folder();
-        let graph = denoiser::load(options.model, &options.geometry, split_shared)?;
-        let trainables = choose(&graph)?;
-        let layout = Layout::new(
-            trainables
-                .tensors
-                .iter()
-                .map(|t| (t.name.clone(), t.shape.clone())),
-        )?;
-        let model_weights = weights_of(&graph, &trainables, &layout)?;
-        let weights = map_weights(&graph)?;
-        let (copies, session) = weight_copies::apply(options.copies, &graph, options.session.clone());
-        let conv_input = match copies {
-            true => ConvInputGradient::Flipped,
-            false => ConvInputGradient::Transpose,
-        };
-        let derive = DeriveOptions { conv_input };
-        let shape = StepShape {
-            pairs: options.pairs,
-            guidance: options.guidance,
-            whole_batch: options.whole_batch,
-            derive,
-        };
-        let step = StepGraph::build(&graph, &trainables, options.objective, shape, options.reference)?;
-        let runner = |g: &Graph, geometry| Runner::new(g, geometry, folder, &weights, &session);
-        let step = runner(&step.graph, options.geometry)?;
-        let batch = match options.whole_batch {
-            true => None,
-            false => BatchGraph::build(&graph, &trainables, options.objective, shape)?,
-        };
-        let batch = batch
-            .map(|batch| runner(&batch.graph, options.geometry))
-            .transpose()?;
-        let errors = runner(&ErrorGraph::build(&graph, &trainables)?.graph, options.geometry)?;
-        let anchor = match options.anchor_samples {
-            None => None,
-            Some(samples) => {
-                let geometry = options.geometry.with_samples(samples);
-                let graph = denoiser::load(options.model, &geometry, split_shared)?;
-                // Node positions are the same for every batch size, but values are numbered per graph.
-                let trainables = choose(&graph)?;
-                Some(runner(
-                    &AnchorGraph::build(&graph, &trainables, derive)?.graph,
-                    geometry,
-                )?)
-            }
-        };
+        let graphs = EngineGraphs::derive(options, split_shared, choose)?;
+        let weights = map_weights(&graphs.denoiser)?;
+        let runner =
+            |graph: &Graph, geometry| Runner::new(graph, geometry, folder, &weights, &graphs.session);
+        let step = runner(&graphs.step, options.geometry)?;
+        let batch = graphs.batch.as_ref().map(|g| runner(g, options.geometry));
+        let errors = runner(&graphs.errors, options.geometry)?;
+        let anchor = graphs.anchor.as_ref().map(|(g, geometry)| runner(g, *geometry));
         let needs = options.objective.needs();
         Ok(Self {
             step,
-            batch,
+            batch: batch.transpose()?,
             errors,
-            anchor,
-            trainables,
-            layout,
-            model_weights,
+            anchor: anchor.transpose()?,
+            trainables: graphs.trainables,
+            layout: graphs.layout,
+            model_weights: graphs.model_weights,
             reference: options.reference,
             needs,
             guidance: options.guidance.map(Guidance::new),

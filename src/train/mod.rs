@@ -7,6 +7,7 @@ pub mod draw;
 pub mod engine;
 pub mod evaluate;
 pub mod folder;
+pub mod graphs;
 pub mod guard;
 pub mod initial;
 pub mod memory;

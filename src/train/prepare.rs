@@ -204,6 +204,7 @@ pub fn engine(
         reference: Reference::Input,
         anchor_samples: anchor.map(|kl| needs.samples(kl.pairs(pairs))),
         copies: plan.runtime.weight_copies,
+        recompute: plan.runtime.recompute,
         session: session_options(plan),
     };
     let full = matches!(plan.adapter, AdapterConfig::Full(_));

@@ -200,7 +200,14 @@ fn the_flipped_form_equals_the_transposed_one() {
     property(20, (axes(), 1..=2_usize), |(mut axes, groups)| {
         axes.iter_mut().for_each(|a| a.stride = 1);
         let result = |form| {
-            let (g, dy) = input_gradient(&axes, groups, DeriveOptions { conv_input: form });
+            let (g, dy) = input_gradient(
+                &axes,
+                groups,
+                DeriveOptions {
+                    conv_input: form,
+                    ..DeriveOptions::default()
+                },
+            );
             let mut rng = gradcheck::rng("flipped");
             let feed = gradcheck::gaussian(g.ty(dy), &mut rng);
             let x = Tensor::f32(g.shape(g.inputs[0]), vec![0.0; g.ty(g.inputs[0]).len()]);

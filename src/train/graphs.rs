@@ -1,0 +1,106 @@
+//! The graphs of a training run, before any session is made of them.
+
+use std::sync::Arc;
+
+use super::engine::EngineOptions;
+use super::weights::weights_of;
+use crate::Result;
+use crate::autodiff::{ConvInputGradient, DeriveOptions, Recompute};
+use crate::onnx::Graph;
+use crate::params::{Layout, ParamSet};
+use crate::pipeline::denoiser::{self, Geometry};
+use crate::pipeline::weight_copies;
+use crate::runtime::SessionOptions;
+use crate::traingraph::{AnchorGraph, BatchGraph, ErrorGraph, StepGraph, StepShape, Trainables, attention};
+
+/// What sessions are made of; see [`super::engine`] for what each graph is for.
+pub struct EngineGraphs {
+    /// Loss, errors and gradients.
+    pub step: Graph,
+    /// Means over the optimizer batch, where the loss uses any and a batch is computed in parts.
+    pub batch: Option<Graph>,
+    /// Forward pass.
+    pub errors: Graph,
+    /// The `kl` anchor and the sizes of its batch.
+    pub anchor: Option<(Graph, Geometry)>,
+    /// The denoiser, whose constants are the weights that all graphs share.
+    pub denoiser: Graph,
+    /// What is trained.
+    pub trainables: Trainables,
+    /// Names and shapes of what is trained.
+    pub layout: Arc<Layout>,
+    /// In full fine-tuning, the trained weights as they are in the model.
+    pub model_weights: Option<ParamSet>,
+    /// How sessions over these graphs are built.
+    pub session: SessionOptions,
+}
+
+impl EngineGraphs {
+    /// Derives the graphs. `choose` picks what is trained on the static denoiser.
+    ///
+    /// # Errors
+    /// The model is no denoiser, or has an operator without gradient on the way to what is trained.
+    pub fn derive(
+        options: &EngineOptions,
+        split_shared: bool,
+        choose: impl Fn(&Graph) -> Result<Trainables>,
+    ) -> Result<Self> {
+        let load = |geometry: &Geometry| {
+            let graph = denoiser::load(options.model, geometry, split_shared)?;
+            match options.recompute {
+                Recompute::None => Ok(graph),
+                _ => attention::in_chunks(graph),
+            }
+        };
+        let graph = load(&options.geometry)?;
+        let trainables = choose(&graph)?;
+        let tensors = trainables.tensors.iter();
+        let layout = Layout::new(tensors.map(|t| (t.name.clone(), t.shape.clone())))?;
+        let model_weights = weights_of(&graph, &trainables, &layout)?;
+        let given = SessionOptions {
+            share_buffers: false,
+            ..options.session.clone()
+        };
+        let (copies, session) = weight_copies::apply(options.copies, &graph, given);
+        let derive = DeriveOptions {
+            conv_input: match copies {
+                true => ConvInputGradient::Flipped,
+                false => ConvInputGradient::Transpose,
+            },
+            recompute: options.recompute,
+        };
+        let shape = StepShape {
+            pairs: options.pairs,
+            guidance: options.guidance,
+            whole_batch: options.whole_batch,
+            derive,
+        };
+        let step = StepGraph::build(&graph, &trainables, options.objective, shape, options.reference)?;
+        let batch = match options.whole_batch {
+            true => None,
+            false => BatchGraph::build(&graph, &trainables, options.objective, shape)?,
+        };
+        let anchor = match options.anchor_samples {
+            None => None,
+            Some(samples) => {
+                let geometry = options.geometry.with_samples(samples);
+                let graph = load(&geometry)?;
+                // Values are numbered per graph.
+                let trainables = choose(&graph)?;
+                let anchor = AnchorGraph::build(&graph, &trainables, derive)?;
+                Some((anchor.graph, geometry))
+            }
+        };
+        Ok(Self {
+            step: step.graph,
+            batch: batch.map(|b| b.graph),
+            errors: ErrorGraph::build(&graph, &trainables)?.graph,
+            anchor,
+            denoiser: graph,
+            trainables,
+            layout,
+            model_weights,
+            session,
+        })
+    }
+}

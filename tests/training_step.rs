@@ -264,7 +264,13 @@ fn what_is_computed_again_equals_pytorch_too() {
             for reference in [Reference::Branch, Reference::Input] {
                 check_step(&case(model, &attention, reference), &dpo(), "dpo", false, 1e-3);
             }
-            check_step(&case(model, &attention, Reference::Input), &Sft {}, "sft", false, 1e-4);
+            check_step(
+                &case(model, &attention, Reference::Input),
+                &Sft {},
+                "sft",
+                false,
+                1e-4,
+            );
             check_step(
                 &case(model, &everything, Reference::Input),
                 &dpo(),

@@ -27,7 +27,11 @@ pub fn in_chunks(graph: Graph) -> Result<Graph> {
     in_chunks_of(graph, LIMIT)
 }
 
-fn in_chunks_of(mut graph: Graph, limit: usize) -> Result<Graph> {
+/// [`in_chunks`] with another limit, in bytes.
+///
+/// # Errors
+/// None that a caller can cause.
+pub fn in_chunks_of(mut graph: Graph, limit: usize) -> Result<Graph> {
     let found = find(&graph, limit);
     let mut part = 0;
     // From the end, so that positions before stay what they are.

@@ -44,10 +44,15 @@ impl Structure {
 
     /// The static graph for two samples with latents of 32×32 (images of 256×256) and captions of 77 tokens.
     pub fn specialize(&self) -> ortdpo::Result<Graph> {
+        self.specialize_at(32)
+    }
+
+    /// The static graph for two samples with square latents.
+    pub fn specialize_at(&self, side: usize) -> ortdpo::Result<Graph> {
         let sizes = [
             ("batch_size", 2),
-            ("height", 32),
-            ("width", 32),
+            ("height", side),
+            ("width", side),
             ("sequence_length", 77),
         ];
         let options = SpecializeOptions {

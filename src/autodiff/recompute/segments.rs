@@ -2,7 +2,7 @@
 //!
 //! Between two cuts everything is computed again, so what lives at the peak is what crosses the cuts, and the largest
 //! segment with its gradients. For a bound on a segment's size, dynamic programming finds the cuts over which the fewest bytes
-//! cross; the bound that makes the sum smallest wins. Residual networks are cut where a block has been added to its input,
+//! cross; the bound wins with which both together are least. Residual networks are cut where a block has been added to its input,
 //! without anything being read from names.
 
 use std::collections::HashSet;
@@ -16,10 +16,7 @@ use crate::onnx::{Graph, Node, ValueId};
 pub const PART: &str = "ortdpo.part";
 
 /// Bounds on the size of segments that are tried: all active values divided by these.
-const FRACTIONS: [usize; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
-
-/// What a segment's backward pass takes beside the values that it computes again, in sizes of these.
-const GRADIENT_SHARE: usize = 1;
+const FRACTIONS: [usize; 15] = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
 
 /// Consecutive nodes that are computed again together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +37,7 @@ pub(super) fn plan(graph: &Graph, active: &[bool], level: Recompute) -> (Vec<Seg
     let costs = Costs::new(graph, active, &kept);
     let all: usize = costs.bytes.iter().sum();
     let plans = FRACTIONS.iter().filter_map(|n| costs.cut(all / n));
-    let best = plans.min_by_key(|p| p.crossing + (1 + GRADIENT_SHARE) * p.largest);
+    let best = plans.min_by_key(|p| p.crossing + p.largest);
     let cuts = best.map_or_else(|| vec![0, active.len()], |p| p.cuts);
     let last = cuts.len().saturating_sub(2);
     let ranges = cuts.windows(2).map(|w| w[0]..w[1]).enumerate();

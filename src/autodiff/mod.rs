@@ -105,7 +105,8 @@ pub fn gradients_with(
     let mut sums: Vec<Option<ValueId>> = vec![None; graph.value_count()];
     let mut recomputation = Recomputation::new(graph, &active, options.recompute);
     for (output, cotangent) in seeds {
-        recomputation.found(accumulate(graph, &mut sums, *output, *cotangent)?);
+        let sum = accumulate(graph, &mut sums, *output, *cotangent)?;
+        recomputation.found(*output, sum);
     }
     for i in (0..last).rev() {
         let node = &graph.nodes[i];
@@ -144,7 +145,7 @@ pub fn gradients_with(
                         "This is a defect of ortdpo; please report it.",
                     )
                 })?;
-                recomputation.found(sum);
+                recomputation.found(x, sum);
             }
         }
     }

@@ -14,6 +14,8 @@ mod segments;
 use std::collections::HashMap;
 use std::ops::Range;
 
+use indexmap::IndexMap;
+
 use super::Recompute;
 use crate::Result;
 use crate::onnx::{Graph, Node, Token, ValueId};
@@ -37,8 +39,12 @@ pub(super) struct Recomputation {
     part: HashMap<ValueId, ValueId>,
     /// Values from before the segment or the part, made to wait.
     waiting: HashMap<ValueId, ValueId>,
-    /// Gradients found since the last copies were made.
-    fresh: Vec<ValueId>,
+    /// Node that makes each value.
+    producers: Vec<Option<usize>>,
+    /// Gradients found since the last copies were made, by what they are gradients of.
+    fresh: IndexMap<ValueId, ValueId>,
+    /// What the last copies waited for.
+    token: Option<Token>,
 }
 
 impl Recomputation {
@@ -65,14 +71,16 @@ impl Recomputation {
             whole: HashMap::new(),
             part: HashMap::new(),
             waiting: HashMap::new(),
-            fresh: Vec::new(),
+            producers: graph.producers(),
+            fresh: IndexMap::new(),
+            token: None,
         }
     }
 
-    /// Takes note of a gradient, for which later copies wait.
-    pub fn found(&mut self, gradient: ValueId) {
+    /// Takes note of the gradient of `value` so far, for which later copies wait.
+    pub fn found(&mut self, value: ValueId, gradient: ValueId) {
         if self.level != Recompute::None {
-            self.fresh.push(gradient);
+            self.fresh.insert(value, gradient);
         }
     }
 
@@ -83,51 +91,65 @@ impl Recomputation {
             return Ok(node);
         };
         if self.entered != Some(k) {
-            self.enter(graph, k)?;
+            self.enter(graph, k, i)?;
         }
         let parts = &self.segments[k].parts;
         let part = parts.iter().position(|p| p.contains(&i));
         if let Some(p) = part
             && self.entered_part != part
         {
-            self.enter_part(graph, k, p)?;
+            self.enter_part(graph, k, p, i)?;
         }
-        let own = if part.is_some() { &self.part } else { &self.whole };
+        let seen = |v: ValueId| match self.part.get(&v).filter(|_| part.is_some()) {
+            Some(copy) => *copy,
+            // Also what the copies start from is seen waiting, or what a rule makes of it could be computed early.
+            None => {
+                let start = self.whole.get(&v).copied().unwrap_or(v);
+                self.waiting.get(&start).copied().unwrap_or(start)
+            }
+        };
         for v in node.inputs.iter_mut().chain(&mut node.outputs).flatten() {
-            *v = own.get(v).or_else(|| self.whole.get(v)).copied().unwrap_or(*v);
+            *v = seen(*v);
         }
         Ok(node)
     }
 
-    fn enter(&mut self, graph: &mut Graph, k: usize) -> Result<()> {
+    fn enter(&mut self, graph: &mut Graph, k: usize, i: usize) -> Result<()> {
         self.entered = Some(k);
         self.entered_part = None;
         self.whole.clear();
         self.part.clear();
+        self.waiting.clear();
         let segment = self.segments[k].clone();
         if !segment.is_last {
-            let token = self.start(graph)?;
+            let token = self.start(graph, i)?;
             self.whole = self.copies(graph, segment.nodes, token)?;
         }
         Ok(())
     }
 
-    fn enter_part(&mut self, graph: &mut Graph, k: usize, p: usize) -> Result<()> {
+    fn enter_part(&mut self, graph: &mut Graph, k: usize, p: usize, i: usize) -> Result<()> {
         self.entered_part = Some(p);
         let nodes = self.segments[k].parts[p].clone();
-        let token = self.start(graph)?;
+        let token = self.start(graph, i)?;
         self.part = self.copies(graph, nodes, token)?;
         Ok(())
     }
 
-    /// A token of everything found since the last one.
-    fn start(&mut self, graph: &mut Graph) -> Result<Token> {
+    /// A token of all gradients found since the last one that are still to be used, now that the walk has come to node `i`:
+    /// those of values made before it, and of what is differentiated for. Counting others would only keep them alive.
+    fn start(&mut self, graph: &mut Graph, i: usize) -> Result<Token> {
         self.waiting.clear();
-        self.fresh.sort();
-        self.fresh.dedup();
-        let token = graph.token(&self.fresh);
+        let made = |v: &ValueId| self.producers.get(graph.index(*v)).copied().flatten();
+        let pending = self.fresh.iter().filter(|(v, _)| made(v).is_none_or(|m| m <= i));
+        let pending: Vec<ValueId> = pending.map(|(_, gradient)| *gradient).collect();
         self.fresh.clear();
-        token
+        let token = match (pending.is_empty(), self.token) {
+            (true, Some(token)) => token,
+            _ => graph.token(&pending)?,
+        };
+        self.token = Some(token);
+        Ok(token)
     }
 
     /// Copies of the active ones of `nodes`, what they start from waiting for `token`: values by their originals.

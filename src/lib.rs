@@ -12,6 +12,7 @@ pub mod diffusion;
 pub mod draws;
 mod error;
 pub mod eval;
+pub mod forecast;
 pub mod fsutil;
 pub mod generate;
 pub mod margin;

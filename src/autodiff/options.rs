@@ -31,6 +31,18 @@ impl Recompute {
     pub const ALL: [Self; 3] = [Self::None, Self::NormAttention, Self::Block];
 }
 
+impl std::str::FromStr for Recompute {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let level = Self::ALL.into_iter().find(|level| level.to_string() == text);
+        level.ok_or_else(|| {
+            let names = Self::ALL.map(|level| level.to_string());
+            format!("one of {}", names.join(", "))
+        })
+    }
+}
+
 impl std::fmt::Display for Recompute {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

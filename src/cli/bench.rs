@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use ortdpo::Result;
 use ortdpo::autodiff::Recompute;
 use ortdpo::config::runtime::WeightCopies;
-use ortdpo::model_folder::{Component, JsonFile, ModelFolder};
+use ortdpo::model_folder::ModelFolder;
 use ortdpo::onnx::Model;
-use ortdpo::pipeline::denoiser::{Added, Geometry, TIME_IDS};
+use ortdpo::pipeline::geometry;
 use ortdpo::runtime::{self, Arena, ExecutionProvider, RuntimeOptions, SessionOptions};
 use ortdpo::train::bench::{self, BenchOptions, BenchReport};
 use ortdpo::traingraph::Reference;
-use ortdpo::{Error, Result};
 
 use super::output::{self, Format};
 
@@ -19,9 +19,6 @@ const EXAMPLES: &str = "\
 Examples:
   ortdpo bench --model models/tiny-sd --pairs 16
   ortdpo bench --model sd15-onnx --pairs 1 --latent 32x32 --steps 8 --threads 2";
-
-/// CLIP's context, for folders without a text encoder.
-const CLIP_TOKENS: usize = 77;
 
 /// Time LoRA Diffusion-DPO steps of a model on random inputs, before any data is prepared
 #[derive(Args)]
@@ -57,9 +54,9 @@ pub struct Bench {
     /// Whether sessions keep second copies of the weights in their kernels' own layouts
     #[arg(long, value_enum, default_value = "auto")]
     weight_copies: Copies,
-    /// What the backward pass computes again instead of keeping it: memory for time
-    #[arg(long, value_enum, default_value = "none")]
-    recompute: Level,
+    /// What the backward pass computes again instead of keeping it: none, norm-attention or block
+    #[arg(long, value_name = "LEVEL", default_value = "none")]
+    recompute: Recompute,
     /// Write ONNX Runtime's own profile of every session below this path; steps are slower then
     #[arg(long, value_name = "PREFIX")]
     profile: Option<PathBuf>,
@@ -86,23 +83,13 @@ enum Copies {
     None,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Level {
-    /// Nothing.
-    None,
-    /// Normalisation, activations and attention, the latter in chunks.
-    NormAttention,
-    /// Everything between a few places where little has to be kept.
-    Block,
-}
-
 impl Bench {
     /// Does what was asked for.
     pub fn run(self) -> Result<()> {
         runtime::init(&RuntimeOptions::default())?;
         let folder = ModelFolder::open(&self.model)?;
         let options = BenchOptions {
-            geometry: self.geometry(&folder)?,
+            geometry: geometry::declared(&folder, 2 * self.pairs, self.latent.map(|(h, w)| [h, w]))?,
             pairs: self.pairs,
             rank: self.rank,
             targets: self.targets,
@@ -116,11 +103,7 @@ impl Bench {
                 Copies::All => WeightCopies::All,
                 Copies::None => WeightCopies::None,
             },
-            recompute: match self.recompute {
-                Level::None => Recompute::None,
-                Level::NormAttention => Recompute::NormAttention,
-                Level::Block => Recompute::Block,
-            },
+            recompute: self.recompute,
             session: SessionOptions {
                 ep: self.ep,
                 threads: self.threads.unwrap_or(0),
@@ -135,50 +118,6 @@ impl Bench {
             Format::Json => output::json(&report),
             Format::Text => output::line(text(&report, self.pairs)),
         }
-    }
-
-    /// Sizes from the folder's configuration files.
-    fn geometry(&self, folder: &ModelFolder) -> Result<Geometry> {
-        let unet = folder.config(folder.denoiser()?)?;
-        let (height, width) = match self.latent {
-            Some(size) => size,
-            None => (natural(&unet, "sample_size")?, natural(&unet, "sample_size")?),
-        };
-        let tokens = match folder.config(Component::TextEncoder) {
-            Ok(config) => natural(&config, "max_position_embeddings")?,
-            Err(_) => CLIP_TOKENS,
-        };
-        Ok(Geometry {
-            samples: 2 * self.pairs,
-            latent: [natural(&unet, "in_channels")?, height, width],
-            text: [tokens, natural(&unet, "cross_attention_dim")?],
-            added: added(&unet, [height, width])?,
-        })
-    }
-}
-
-/// What SDXL's denoiser takes besides; the size of the image does not change the time of a step.
-fn added(unet: &JsonFile, latent: [usize; 2]) -> Result<Option<Added>> {
-    if unet.get("addition_embed_type").and_then(|v| v.as_str()) != Some("text_time") {
-        return Ok(None);
-    }
-    let all = natural(unet, "projection_class_embeddings_input_dim")?;
-    let ids = TIME_IDS * natural(unet, "addition_time_embed_dim")?;
-    Ok(Some(Added {
-        pooled: all.saturating_sub(ids),
-        size: latent.map(|side| 8 * side),
-    }))
-}
-
-fn natural(config: &JsonFile, key: &str) -> Result<usize> {
-    let number = config.number(key)?;
-    match number.fract() == 0.0 && number >= 1.0 {
-        true => Ok(number as usize),
-        false => Err(Error::bad(
-            config.path().display().to_string(),
-            format!("`{key}` is {number}"),
-            "It must be a natural number.",
-        )),
     }
 }
 

@@ -15,6 +15,7 @@ pub mod generate;
 pub mod merge;
 pub mod output;
 pub mod pairs;
+pub mod plan;
 pub mod report;
 pub mod score;
 pub mod show;
@@ -36,6 +37,8 @@ Examples:
                                     a model as text, with every shape
   ortdpo bench --model models/tiny-sd --pairs 16
                                     what a training step costs here
+  ortdpo plan examples/stable-ema.yaml
+                                    what a training run will take
   ortdpo train --config examples/stable-ema.yaml
                                     preference training
   ortdpo eval --config examples/eval-demo.yaml
@@ -92,6 +95,7 @@ enum Command {
     Merge(merge::Merge),
     Report(report::Report),
     Pairs(pairs::Pairs),
+    Plan(plan::Plan),
     Score(score::Score),
     Show(show::Show),
     Train(train::Train),
@@ -119,6 +123,7 @@ impl Cli {
             Command::Merge(command) => command.run(),
             Command::Report(command) => command.run(),
             Command::Pairs(command) => command.run(self.global.quiet),
+            Command::Plan(command) => command.run(self.global.quiet),
             Command::Score(command) => command.run(self.global.quiet),
             Command::Show(command) => command.run(),
             Command::Train(command) => command.run(self.global.quiet),

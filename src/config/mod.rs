@@ -8,6 +8,7 @@
 //! of their values; checks across sections are here. Nothing behind a [`TrainPlan`] validates again.
 
 pub mod adapter;
+pub mod bytes;
 pub mod data;
 pub mod guard;
 mod identity;
@@ -222,6 +223,11 @@ impl Config {
         self.check_rollout()?;
         self.check_single_images()?;
         self.check_reference_is_used()
+    }
+
+    /// Whether whole weights are trained: parameters that the exporter merged because they are equal become separate then.
+    pub fn trains_all_weights(&self) -> bool {
+        matches!(self.adapter, adapter::AdapterConfig::Full(_))
     }
 
     /// Guidance scale inside the likelihood of what is trained on; `None` where there is none.

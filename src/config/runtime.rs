@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::bytes::ByteSize;
 use super::require;
 use crate::Result;
 use crate::autodiff::Recompute;
@@ -20,6 +21,9 @@ pub struct RuntimeConfig {
     pub weight_copies: WeightCopies,
     /// What backward passes compute again instead of keeping it: memory for time.
     pub recompute: Recompute,
+    /// How much memory the process may take, such as `12GiB`: `recompute` goes as far as that needs, and no run begins that
+    /// would take more. `ortdpo plan` shows what it would take.
+    pub memory_budget: Option<ByteSize>,
 }
 
 /// Second copies of the weights: time against memory.
@@ -42,6 +46,7 @@ impl Default for RuntimeConfig {
             threads: None,
             weight_copies: WeightCopies::Auto,
             recompute: Recompute::None,
+            memory_budget: None,
         }
     }
 }

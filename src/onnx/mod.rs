@@ -7,6 +7,7 @@
 mod adaptable;
 pub mod attr;
 pub mod build;
+mod cost;
 pub mod data;
 mod dims;
 pub mod einsum;
@@ -32,6 +33,7 @@ mod zeros;
 
 pub use adaptable::{AdapterInputs, save_adaptable};
 pub use attr::{Attr, Attrs};
+pub use cost::{Work, weight_bytes};
 pub use data::{Constant, TensorData};
 pub use dims::Dims;
 pub use graph::{Graph, Node, TensorType, ValueId};

@@ -4,9 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::denoiser::{self, Added, Geometry, TIME_IDS};
+use super::{denoiser, geometry};
 use crate::fsutil::link_or_copy;
-use crate::model_folder::{Component, JsonFile, ModelFolder};
+use crate::model_folder::{Component, ModelFolder};
 use crate::onnx::{Constant, Dims, Graph, Model, SpecializeOptions, TensorData, specialize};
 use crate::{Error, Result};
 
@@ -57,7 +57,7 @@ pub fn write_folder<T>(
 pub fn read_network(model: &ModelFolder, component: Component, split_shared: bool) -> Result<(Model, Graph)> {
     let source = Model::read(model.network(component)?)?;
     let graph = match component {
-        Component::Unet => denoiser::load(&source, &some_geometry(model)?, split_shared)?,
+        Component::Unet => denoiser::load(&source, &geometry::declared(model, 1, None)?, split_shared)?,
         _ => {
             let mut dims = Dims::default();
             let context = model.config(component)?.number("max_position_embeddings")? as usize;
@@ -110,34 +110,4 @@ fn data_file(constant: &Constant) -> Option<PathBuf> {
         TensorData::External { file, .. } => Some(file.to_path_buf()),
         TensorData::Inline(_) => None,
     }
-}
-
-/// Sizes that the denoiser of `model` takes.
-fn some_geometry(model: &ModelFolder) -> Result<Geometry> {
-    let unet = model.config(Component::Unet)?;
-    let natural = |config: &JsonFile, key: &str| config.number(key).map(|n| n as usize);
-    let side = match unet.get("sample_size").and_then(|v| v.as_array()) {
-        Some(sides) => sides.first().and_then(|v| v.as_u64()).unwrap_or(0) as usize,
-        None => natural(&unet, "sample_size")?,
-    };
-    let pooled = match unet.get("projection_class_embeddings_input_dim") {
-        None => None,
-        Some(_) => Some(
-            natural(&unet, "projection_class_embeddings_input_dim")?
-                .saturating_sub(TIME_IDS * natural(&unet, "addition_time_embed_dim")?),
-        ),
-    };
-    let text = model.config(Component::TextEncoder)?;
-    Ok(Geometry {
-        samples: 1,
-        latent: [natural(&unet, "in_channels")?, side, side],
-        text: [
-            natural(&text, "max_position_embeddings")?,
-            natural(&unet, "cross_attention_dim")?,
-        ],
-        added: pooled.map(|pooled| Added {
-            pooled,
-            size: [8 * side; 2],
-        }),
-    })
 }

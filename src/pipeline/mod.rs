@@ -16,6 +16,7 @@ pub mod compare;
 pub mod denoiser;
 mod derived_folder;
 mod factors;
+pub mod geometry;
 pub mod guidance;
 mod hidden_states;
 mod latent;

@@ -13,7 +13,7 @@
 //!
 //! Narrow convolutions are what the blocked layout speeds up; wide ones, as in large models, hardly gain.
 
-use crate::onnx::Graph;
+use crate::onnx::{Graph, weight_bytes};
 use crate::runtime::SessionOptions;
 
 pub use crate::config::runtime::WeightCopies;
@@ -37,11 +37,4 @@ pub fn apply(copies: WeightCopies, denoiser: &Graph, mut session: SessionOptions
         session.disabled_optimizers.extend(passes);
     }
     (wanted, session)
-}
-
-fn weight_bytes(graph: &Graph) -> usize {
-    let sizes = graph.constants.values();
-    sizes
-        .map(|c| c.dtype.size() * c.shape.iter().product::<usize>())
-        .sum()
 }

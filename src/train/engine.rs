@@ -111,6 +111,17 @@ pub struct EngineOptions<'a> {
     pub session: SessionOptions,
 }
 
+impl EngineOptions<'_> {
+    /// The same run at another level of recomputation.
+    pub fn recomputing(&self, recompute: Recompute) -> Self {
+        Self {
+            recompute,
+            session: self.session.clone(),
+            ..*self
+        }
+    }
+}
+
 /// A session with its buffers.
 struct Runner {
     session: Session,
@@ -131,6 +142,7 @@ pub struct Engine {
     reference: Reference,
     needs: Needs,
     guidance: Option<Guidance>,
+    recompute: Recompute,
 }
 
 impl Runner {
@@ -292,6 +304,7 @@ impl Engine {
             reference: options.reference,
             needs,
             guidance: options.guidance.map(Guidance::new),
+            recompute: options.recompute,
         })
     }
 
@@ -308,6 +321,11 @@ impl Engine {
     /// Names and shapes of what is trained.
     pub fn layout(&self) -> &Arc<Layout> {
         &self.layout
+    }
+
+    /// What backward passes compute again.
+    pub fn recompute(&self) -> Recompute {
+        self.recompute
     }
 
     /// Sizes of a step.

@@ -31,6 +31,8 @@ pub struct EngineGraphs {
     pub layout: Arc<Layout>,
     /// In full fine-tuning, the trained weights as they are in the model.
     pub model_weights: Option<ParamSet>,
+    /// Whether sessions keep second copies of the weights.
+    pub copies: bool,
     /// How sessions over these graphs are built.
     pub session: SessionOptions,
 }
@@ -100,7 +102,17 @@ impl EngineGraphs {
             trainables,
             layout,
             model_weights,
+            copies,
             session,
         })
+    }
+
+    /// All graphs that sessions are made of.
+    pub fn all(&self) -> impl Iterator<Item = &Graph> {
+        let anchor = self.anchor.as_ref().map(|(graph, _)| graph);
+        [&self.step, &self.errors]
+            .into_iter()
+            .chain(&self.batch)
+            .chain(anchor)
     }
 }

@@ -13,7 +13,7 @@ pub mod initial;
 pub mod memory;
 pub mod model;
 pub mod pictures;
-mod prepare;
+pub mod prepare;
 pub mod probe;
 pub mod report;
 mod results;

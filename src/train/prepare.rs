@@ -14,6 +14,7 @@ use crate::config::{Config, TrainPlan};
 use crate::data::image::View;
 use crate::data::{self, Dataset, EncodeOptions, OnnxEncoders, PairRow, Part, Stage};
 use crate::objective::Objective;
+use crate::onnx::Graph;
 use crate::params::ParamSet;
 use crate::pipeline::denoiser::{Added, Geometry};
 use crate::progress::Console;
@@ -21,7 +22,7 @@ use crate::reference::ReferenceRule;
 use crate::rng::{PairId, Purpose, Streams, Visit};
 use crate::runtime::{Arena, SessionOptions};
 use crate::traingraph::Reference;
-use crate::{Error, Result, adapter};
+use crate::{Error, Result, adapter, forecast};
 
 /// The objective that a configuration names, completed by what the training pairs say.
 ///
@@ -177,21 +178,23 @@ pub fn geometry(train: &Dataset) -> Geometry {
     }
 }
 
-/// Sessions for samples shaped as `sample`, and θ0.
-pub fn engine(
+/// What the sessions of a run are made for; `sample` has the shapes of one sample.
+///
+/// # Errors
+/// The reference rule's settings do not fit together.
+pub fn engine_options<'a>(
     plan: &TrainPlan,
-    model: &Model,
+    model: &'a Model,
     sample: Geometry,
-    objective: &dyn Objective,
-    streams: &Streams,
-) -> Result<(Engine, ParamSet)> {
+    objective: &'a dyn Objective,
+) -> Result<EngineOptions<'a>> {
     let pairs = plan.train.pairs_per_part();
     let needs = objective.needs();
     let samples = needs.samples(pairs);
     let guidance = plan.guidance_inside();
     let rule = ReferenceRule::new(&plan.reference)?;
     let anchor = rule.kl().filter(|_| needs.reference);
-    let options = EngineOptions {
+    Ok(EngineOptions {
         model: &model.denoiser,
         geometry: Geometry {
             samples: if guidance.is_some() { 2 * samples } else { samples },
@@ -206,8 +209,26 @@ pub fn engine(
         copies: plan.runtime.weight_copies,
         recompute: plan.runtime.recompute,
         session: session_options(plan),
-    };
-    let full = matches!(plan.adapter, AdapterConfig::Full(_));
+    })
+}
+
+/// Sessions for samples shaped as `sample`, and θ0. Recomputation goes as far as the configuration's memory budget asks.
+///
+/// # Errors
+/// The run would take more memory than it may; the model is no denoiser, or ONNX Runtime refuses it.
+pub fn engine(
+    plan: &TrainPlan,
+    model: &Model,
+    sample: Geometry,
+    objective: &dyn Objective,
+    streams: &Streams,
+) -> Result<(Engine, ParamSet)> {
+    let mut options = engine_options(plan, model, sample, objective)?;
+    let full = plan.trains_all_weights();
+    if let Some(budget) = plan.runtime.memory_budget {
+        let choose = |graph: &Graph| initial::trainables(&plan.adapter, graph);
+        options.recompute = forecast::fitting(&options, full, choose, budget)?;
+    }
     let engine = Engine::build(&options, full, |graph| initial::trainables(&plan.adapter, graph))?;
     let initial = match &plan.adapter {
         AdapterConfig::Full(_) => engine

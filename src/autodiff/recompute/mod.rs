@@ -168,7 +168,7 @@ impl Recomputation {
             for v in node.inputs.iter_mut().flatten() {
                 *v = match made.get(v) {
                     Some(copy) => *copy,
-                    None => self.from_before(graph, *v, token)?,
+                    None => self.made_to_wait(graph, *v, token)?,
                 };
             }
             let names = vec![Some(""); node.outputs.len()];
@@ -184,7 +184,7 @@ impl Recomputation {
     }
 
     /// `value`, which the nodes that are copied do not make, after `token`.
-    fn from_before(&mut self, graph: &mut Graph, value: ValueId, token: Token) -> Result<ValueId> {
+    fn made_to_wait(&mut self, graph: &mut Graph, value: ValueId, token: Token) -> Result<ValueId> {
         // In a part, values of the segment are the segment's copies.
         let start = self.whole.get(&value).copied().unwrap_or(value);
         if graph.constants.contains_key(&start) || graph.inputs.contains(&start) {

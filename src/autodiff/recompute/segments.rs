@@ -84,7 +84,7 @@ fn outputs_of_products(graph: &Graph) -> Vec<bool> {
         let is_dear = match node.op.as_str() {
             _ if part(node).is_some() => false,
             "Conv" | "ConvTranspose" | "Gemm" => true,
-            "MatMul" => node.inputs.iter().flatten().any(|v| weighs(v)),
+            "MatMul" => node.inputs.iter().flatten().any(weighs),
             "Add" => {
                 let made: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
                 let small = |v: &ValueId| given.contains(v);

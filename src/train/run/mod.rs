@@ -84,6 +84,12 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     let feed = Feed::prepare(plan, &model, needs, data.train.as_ref(), shown)?;
     let sample = feed.geometry(&model, plan.data.resolution)?;
     let (mut engine, initial) = prepare::engine(plan, &model, sample, objective, &streams)?;
+    if plan.runtime.memory_budget.is_some() {
+        let level = engine.recompute();
+        options
+            .console
+            .say(&format!("recompute: {level}, for the memory budget"));
+    }
     let feed = feed.with_value(plan, &engine)?;
     let feed_hash = feed.hash()?;
     let negative = feed.negative().filter(|_| plan.guidance_inside().is_some());

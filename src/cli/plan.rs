@@ -1,0 +1,168 @@
+//! `ortdpo plan`: what a training run will take.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use ortdpo::autodiff::Recompute;
+use ortdpo::config::bytes::ByteSize;
+use ortdpo::config::{Sources, TrainPlan};
+use ortdpo::forecast::{Calibration, Level, forecast};
+use ortdpo::pipeline::geometry;
+use ortdpo::progress::Console;
+use ortdpo::runtime::{self, RuntimeOptions};
+use ortdpo::train::initial;
+use ortdpo::train::model::Model;
+use ortdpo::train::prepare;
+use ortdpo::{Error, Result};
+use serde::Serialize;
+
+use super::output::{self, Format};
+
+const EXAMPLES: &str = "\
+Examples:
+  ortdpo plan examples/stable-ema.yaml
+  ortdpo plan examples/stable-ema.yaml --set train.pairs_per_step=64 --set runtime.memory_budget=1GiB
+  ortdpo plan examples/stable-ema.yaml --no-time --format json";
+
+/// Predict the memory and the time of a training run, before anything large is loaded
+///
+/// Memory comes from the graphs that the run would execute, at every level of recomputation (`runtime.recompute`). Time comes
+/// from running the kinds of operator that cost most, each alone, for a few seconds.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Plan {
+    /// The run's configuration, as for `ortdpo train`
+    #[arg(value_name = "CONFIG")]
+    config: PathBuf,
+    /// A combination of reference and timestep rules, instead of the file's
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// Set one key, over the file; the value is YAML. Can be given many times
+    #[arg(long, value_name = "PATH.TO.KEY=VALUE")]
+    set: Vec<String>,
+    /// Seconds that may be spent on measuring, about
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    calibrate: f64,
+    /// Predict memory only
+    #[arg(long, conflicts_with = "calibrate")]
+    no_time: bool,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Serialize)]
+struct Report {
+    pairs: usize,
+    samples: usize,
+    latent: [usize; 3],
+    levels: Vec<Level>,
+    /// What the run would use: what is configured, or what fits into the budget.
+    chosen: Option<Recompute>,
+    memory_budget: Option<ByteSize>,
+}
+
+impl Plan {
+    /// Does what was asked for.
+    pub fn run(self, quiet: bool) -> Result<()> {
+        if !self.calibrate.is_finite() || self.calibrate <= 0.0 {
+            let place = format!("--calibrate {}", self.calibrate);
+            return Err(Error::bad(
+                place,
+                "is no time to measure in",
+                "Give seconds above 0.",
+            ));
+        }
+        let plan = TrainPlan::resolve(&Sources {
+            file: Some(self.config.clone()),
+            preset: self.preset.clone(),
+            set: self.set.clone(),
+        })?;
+        runtime::init(&RuntimeOptions::default())?;
+        let report = self.report(&plan, Console::new(quiet))?;
+        match self.format {
+            Format::Json => output::json(&report),
+            Format::Text => output::line(text(&report)),
+        }
+    }
+
+    fn report(&self, plan: &TrainPlan, console: Console) -> Result<Report> {
+        let model = Model::open(&plan.model)?;
+        let side = plan.data.resolution as usize / geometry::pixels_per_latent(&model.folder);
+        let sample = geometry::declared(&model.folder, 1, Some([side; 2]))?;
+        let objective = plan.objective.objective();
+        let options = prepare::engine_options(plan, &model, sample, objective)?;
+        let full = plan.trains_all_weights();
+        let choose = |graph: &_| initial::trainables(&plan.adapter, graph);
+        let mut calibration = match self.no_time {
+            true => None,
+            false => {
+                console.say("measuring operators");
+                Some(Calibration::new(Duration::from_secs_f64(self.calibrate)))
+            }
+        };
+        let mut levels = Vec::new();
+        for recompute in Recompute::ALL {
+            let options = options.recomputing(recompute);
+            levels.push(forecast(&options, full, choose, calibration.as_mut())?);
+        }
+        let budget = plan.runtime.memory_budget;
+        let fits = |level: &&Level| {
+            level.recompute >= plan.runtime.recompute
+                && budget.is_none_or(|budget| level.memory.total() <= budget.0)
+        };
+        Ok(Report {
+            pairs: options.pairs,
+            samples: options.geometry.samples,
+            latent: options.geometry.latent,
+            chosen: levels.iter().find(fits).map(|level| level.recompute),
+            memory_budget: budget,
+            levels,
+        })
+    }
+}
+
+fn text(report: &Report) -> String {
+    let [_, height, width] = report.latent;
+    let row = |level: &Level| {
+        let (seconds, passes) = level.time.map_or(("-".to_owned(), "-".to_owned()), |t| {
+            let passes = t.seconds / t.forward_seconds;
+            (format!("{:.3} s", t.seconds), format!("{passes:.1}"))
+        });
+        [
+            level.recompute.to_string(),
+            output::bytes(level.memory.total()),
+            seconds,
+            passes,
+        ]
+    };
+    let head = ["recompute", "peak memory", "a step", "in forward passes"];
+    let mut lines = vec![
+        format!(
+            "steps of {} samples with latents of {height}×{width}",
+            report.samples
+        ),
+        String::new(),
+        output::table(head, report.levels.iter().map(row)),
+        String::new(),
+    ];
+    let chosen = report.levels.iter().find(|l| Some(l.recompute) == report.chosen);
+    match (chosen, report.memory_budget) {
+        (Some(level), budget) => {
+            let why = budget.map_or(String::new(), |b| format!(", the fastest within {b}"));
+            lines.push(format!("`train` would use recompute: {}{why}", level.recompute));
+            lines.push(String::new());
+            let parts = level.memory.parts().into_iter().filter(|(_, bytes)| *bytes > 0);
+            let rows = parts.map(|(name, bytes)| [name.to_owned(), output::bytes(bytes)]);
+            lines.push(output::table(["memory", ""], rows));
+        }
+        (None, budget) => {
+            let budget = budget.map_or(String::new(), |b| b.to_string());
+            lines.push(format!(
+                "`train` would refuse to run: no level keeps within {budget}"
+            ));
+        }
+    }
+    lines.join("\n")
+}

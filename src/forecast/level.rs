@@ -1,0 +1,100 @@
+//! Forecasts for every level of recomputation, and the fastest that keeps within a budget.
+
+use serde::Serialize;
+
+use super::{Calibration, Memory, Time};
+use crate::autodiff::Recompute;
+use crate::config::bytes::ByteSize;
+use crate::onnx::Graph;
+use crate::train::engine::EngineOptions;
+use crate::train::graphs::EngineGraphs;
+use crate::traingraph::Trainables;
+use crate::{Error, Result};
+
+/// What a run takes at one level of recomputation.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Level {
+    /// What backward passes compute again.
+    pub recompute: Recompute,
+    /// Memory by part.
+    pub memory: Memory,
+    /// Time of a step, if it was asked for.
+    pub time: Option<Time>,
+}
+
+/// Forecast for `options`, with times where there is a calibration.
+///
+/// # Errors
+/// The graphs cannot be derived, or ONNX Runtime refuses a node of them.
+pub fn forecast(
+    options: &EngineOptions,
+    split_shared: bool,
+    choose: impl Fn(&Graph) -> Result<Trainables>,
+    calibration: Option<&mut Calibration>,
+) -> Result<Level> {
+    let graphs = EngineGraphs::derive(options, split_shared, choose)?;
+    let memory = Memory::of(&graphs);
+    let time = calibration.map(|c| time(&graphs, options.objective.needs().reference, c));
+    Ok(Level {
+        recompute: options.recompute,
+        memory,
+        time: time.transpose()?,
+    })
+}
+
+fn time(graphs: &EngineGraphs, has_reference: bool, calibration: &mut Calibration) -> Result<Time> {
+    let (forward, _) = calibration.seconds(graphs, &[&graphs.errors])?;
+    let mut run: Vec<&Graph> = vec![&graphs.step];
+    if has_reference {
+        run.push(&graphs.errors);
+    }
+    run.extend(&graphs.batch);
+    run.extend(graphs.anchor.as_ref().map(|(graph, _)| graph));
+    let (seconds, measured) = calibration.seconds(graphs, &run)?;
+    Ok(Time {
+        seconds,
+        forward_seconds: forward,
+        measured,
+    })
+}
+
+/// The fastest level, from `options.recompute` on, that keeps within `budget`.
+///
+/// # Errors
+/// None does: says what the smallest takes.
+pub fn fitting(
+    options: &EngineOptions,
+    split_shared: bool,
+    choose: impl Fn(&Graph) -> Result<Trainables>,
+    budget: ByteSize,
+) -> Result<Recompute> {
+    let mut least: Option<Level> = None;
+    for recompute in Recompute::ALL {
+        if recompute < options.recompute {
+            continue;
+        }
+        let level = forecast(&options.recomputing(recompute), split_shared, &choose, None)?;
+        if level.memory.total() <= budget.0 {
+            return Ok(recompute);
+        }
+        if least.is_none_or(|l| level.memory.total() < l.memory.total()) {
+            least = Some(level);
+        }
+    }
+    let least = least.expect("there is at least one level");
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    Err(Error::bad(
+        "runtime.memory_budget",
+        format!(
+            "is {:.1} GiB, but the run takes {:.1} GiB at least (recompute: {})",
+            gib(budget.0),
+            gib(least.memory.total()),
+            least.recompute
+        ),
+        format!(
+            "Set it to {:.1}GiB or more, or make steps smaller: train.accumulate, data.resolution. `ortdpo plan` shows \
+             where memory goes.",
+            (gib(least.memory.total()) * 10.0).ceil() / 10.0
+        ),
+    ))
+}

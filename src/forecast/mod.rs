@@ -1,0 +1,14 @@
+//! What a training run will take, before anything large is loaded: memory from its graphs, time from a short calibration.
+//!
+//! ```text
+//! configuration, pipeline folder ─► train::graphs ─┬─► memory.rs  bytes by part
+//!                                                  └─► time.rs    seconds by kind of node, the costliest ones measured
+//! ```
+
+mod level;
+mod memory;
+mod time;
+
+pub use level::{Level, fitting, forecast};
+pub use memory::Memory;
+pub use time::{Calibration, Time};

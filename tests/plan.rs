@@ -1,0 +1,173 @@
+//! `ortdpo plan`: what it predicts for tiny-sd, and what a memory budget makes of a run.
+
+mod common;
+
+use std::path::Path;
+use std::process::Output;
+
+use common::train::{json, refused, succeeded};
+use common::{ortdpo, stderr, stdout};
+use serde_json::Value;
+
+const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
+
+/// The program on a configuration of the repository that trains tiny-sd.
+fn run(command: &str, arguments: &[&str]) -> Output {
+    let mut program = ortdpo(Path::new(REPOSITORY));
+    program.arg(command).args(arguments).output().unwrap()
+}
+
+fn planned(arguments: &[&str]) -> Value {
+    let given = [&["examples/diffusion-dpo.yaml", "--format", "json"], arguments].concat();
+    let output = run("plan", &given);
+    assert!(output.status.success(), "{}", stderr(&output));
+    serde_json::from_str(&stdout(&output)).unwrap()
+}
+
+/// Predicted bytes of every level.
+fn totals(plan: &Value) -> Vec<u64> {
+    let total = |level: &Value| {
+        let parts = level["memory"].as_object().unwrap().values();
+        parts.map(|bytes| bytes.as_u64().unwrap()).sum()
+    };
+    plan["levels"].as_array().unwrap().iter().map(total).collect()
+}
+
+#[test]
+fn memory_and_time_of_every_level_are_predicted() {
+    let plan = planned(&["--calibrate", "0.5"]);
+    let levels: Vec<&str> = plan["levels"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|l| l["recompute"].as_str().unwrap())
+        .collect();
+    assert_eq!(levels, ["none", "norm-attention", "block"]);
+    let totals = totals(&plan);
+    assert!(totals.is_sorted_by(|a, b| a > b), "{totals:?}");
+    for level in plan["levels"].as_array().unwrap() {
+        let time = &level["time"];
+        let [step, forward] = ["seconds", "forward_seconds"].map(|key| time[key].as_f64().unwrap());
+        assert!(step > 2.0 * forward && forward > 0.0, "{time}");
+    }
+    assert_eq!(plan["chosen"], "none");
+}
+
+#[test]
+fn people_get_tables() {
+    let output = run("plan", &["examples/diffusion-dpo.yaml", "--no-time"]);
+    succeeded(&output);
+    let text = stdout(&output);
+    for expected in [
+        "steps of 32 samples with latents of 16×16",
+        "norm-attention",
+        "`train` would use recompute: none",
+        "activations at the peak",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+}
+
+#[test]
+fn a_budget_chooses_the_fastest_level_that_fits() {
+    let all = totals(&planned(&["--no-time"]));
+    for (bytes, chosen) in [
+        (all[0] + 1_000_000, Value::from("none")),
+        (all[0] - 1_000_000, Value::from("norm-attention")),
+        (all[2] + 1_000_000, Value::from("block")),
+        (all[2] - 1_000_000, Value::Null),
+    ] {
+        let budget = format!("runtime.memory_budget={}KB", bytes / 1000);
+        assert_eq!(
+            planned(&["--no-time", "--set", &budget])["chosen"],
+            chosen,
+            "{budget}"
+        );
+    }
+    let budget = format!("runtime.memory_budget={}KB", all[0] / 1000 + 1000);
+    let level = "runtime.recompute=block";
+    let plan = planned(&["--no-time", "--set", &budget, "--set", level]);
+    assert_eq!(
+        plan["chosen"], "block",
+        "a level that is asked for is kept where it fits"
+    );
+}
+
+/// `train` on tiny-sd for two steps; the memory it took at most, in bytes, and what it said.
+fn trained(cache: &Path, set: &[&str]) -> (u64, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("run");
+    let cache = format!("data.cache={}", cache.display());
+    let mut arguments = vec![
+        "--config",
+        "examples/diffusion-dpo.yaml",
+        "--output",
+        output.to_str().unwrap(),
+    ];
+    let fast = [
+        "train.steps=2",
+        "train.eval_every=2",
+        "train.eval_pairs=2",
+        "train.eval_draws=1",
+        &cache,
+    ];
+    for value in fast.iter().chain(set) {
+        arguments.extend(["--set", value]);
+    }
+    let done = run("train", &arguments);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let peak = json(&output.join("summary.json"))["peak_rss_mb"]
+        .as_f64()
+        .unwrap();
+    ((peak * 1e6) as u64, stderr(&done))
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_run_takes_what_was_predicted_and_keeps_within_its_budget() {
+    let cache = tempfile::tempdir().unwrap();
+    let all = totals(&planned(&["--no-time"]));
+    let budget = format!("runtime.memory_budget={}KB", all[2] / 1000 + 1000);
+    let (peak, said) = trained(cache.path(), &["runtime.recompute=none"]);
+    assert!(!said.contains("memory budget"), "{said}");
+    let off = |predicted: u64, peak: u64| peak as f64 / predicted as f64 - 1.0;
+    assert!(off(all[0], peak).abs() < 0.15, "{peak} of {}", all[0]);
+    let (peak, said) = trained(cache.path(), &[&budget]);
+    assert!(said.contains("recompute: block, for the memory budget"), "{said}");
+    assert!(off(all[2], peak).abs() < 0.15, "{peak} of {}", all[2]);
+}
+
+#[test]
+fn a_budget_that_cannot_be_met_is_refused_with_the_nearest_that_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("run");
+    let done = run(
+        "train",
+        &[
+            "--config",
+            "examples/diffusion-dpo.yaml",
+            "--set",
+            "runtime.memory_budget=100MiB",
+            "--quiet",
+            "--output",
+            output.to_str().unwrap(),
+        ],
+    );
+    let text = refused(&done);
+    assert!(
+        text.contains(
+            "runtime.memory_budget: is 0.1 GiB, but the run takes 0.3 GiB at least (recompute: block)"
+        ),
+        "{text}"
+    );
+    assert!(!output.exists(), "nothing is left behind");
+    let done = run(
+        "plan",
+        &[
+            "examples/diffusion-dpo.yaml",
+            "--set",
+            "runtime.memory_budget=lots",
+        ],
+    );
+    assert!(refused(&done).contains("such as 12GiB"), "{}", stderr(&done));
+}

@@ -2,7 +2,8 @@
 """Times one LoRA Diffusion-DPO step in PyTorch (diffusers and PEFT) and in ortdpo, side by side.
 
     scripts/bench_step.py --ortdpo target/release/ortdpo --case tiny-sd=models/tiny-sd,16,16x16 \
-        --case sd15=DIR,1,32x32 [--steps 8] [--rounds 2] [--threads 2] [--json FILE]
+        --case sd15=DIR,1,32x32 [--recompute none,norm-attention,block] [--checkpointing] [--steps 8] [--rounds 2] \
+        [--threads 2] [--json FILE]
 
 A case is NAME=PIPELINE_FOLDER,PAIRS,HxW (pairs per step, size of the latents). Both sides read the same ONNX
 weights, take rank-8 adapters on to_q, to_k, to_v and to_out.0, and do whole steps on random inputs: prediction of
@@ -13,10 +14,11 @@ process are left out: figures are the median of the remaining steps of all round
 
 PyTorch's load time is that of building the model and filling in the weights; its imports are not counted. The floor
 is PyTorch's count of the step's floating-point operations over the fastest rate of a 2048³ matrix product measured
-here.
+here; what is computed again is not in it. `--recompute` takes ortdpo through several levels of recomputation, and
+`--checkpointing` adds PyTorch with diffusers' gradient checkpointing.
 
 ortdpo's side is `ortdpo bench --model DIR --pairs N --latent HxW --rank 8 --steps K --threads T --format json`, which
-prints `load_seconds`, `step_seconds` (a list) and `peak_rss_mb`.
+prints `load_seconds`, `step_seconds` (a list), `peak_rss_mb` and `anonymous_mb`, with `--recompute LEVEL`.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 BETA = 2000.0
 EMA = 0.01
 WARM_UP = 2
+LEVELS = ["none", "norm-attention", "block"]
+CHECKPOINTED = "torch, checkpointing"
 
 
 @dataclass(frozen=True)
@@ -104,11 +108,14 @@ def add_adapters(unet) -> dict[str, list]:
 class Stepper:
     """Repeats a training step on fixed random inputs."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, checkpointing: bool):
         import torch
 
         torch.manual_seed(0)
         self.unet = load_unet(case.model)
+        if checkpointing:
+            self.unet.enable_gradient_checkpointing()
+            self.unet.train()  # diffusers checkpoints in training mode only; these networks have no dropout
         self.parameters = add_adapters(self.unet)
         self.optimizer = torch.optim.AdamW(self.parameters["policy"], lr=1e-4, weight_decay=0.01)
         config, samples = self.unet.config, 2 * case.pairs
@@ -149,26 +156,26 @@ def text_length(folder: Path) -> int:
     return json.loads(config.read_text())["max_position_embeddings"] if config.is_file() else 77
 
 
-def measure_torch(case: Case, steps: int, threads: int, count_flops: bool) -> dict:
+def measure_torch(case: Case, options: argparse.Namespace) -> dict:
     """What `ortdpo bench` prints, for PyTorch; with the step's FLOPs and the matmul rate where asked for."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
     import diffusers  # noqa: F401  before the clock starts
     import peft  # noqa: F401
 
     import weights  # noqa: F401
 
     started = time.perf_counter()
-    stepper = Stepper(case)
+    stepper = Stepper(case, options.checkpointing)
     report = {"load_seconds": time.perf_counter() - started, "step_seconds": []}
-    for _ in range(steps):
+    for _ in range(options.steps):
         started = time.perf_counter()
         report["last_loss"] = stepper.step()
         report["step_seconds"].append(time.perf_counter() - started)
     report["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if count_flops:
+    if options.count_flops:
         with FlopCounterMode(display=False) as counter:
             stepper.step()
         report["flops"] = counter.get_total_flops()
@@ -202,16 +209,19 @@ def run_json(command: list[str]) -> dict:
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, list[dict]]:
     """Every round's report of both sides."""
-    reports: dict[str, list[dict]] = {"torch": [], "ortdpo": []}
+    reports: dict[str, list[dict]] = {}
     for i in range(options.rounds):
         command = [sys.executable, __file__, "--worker", "--case", str(case)]
         command += ["--steps", str(options.steps), "--threads", str(options.threads)]
-        reports["torch"].append(run_json(command + (["--count-flops"] if i == 0 else [])))
-        if options.ortdpo:
+        counting = ["--count-flops"] if i == 0 else []
+        reports.setdefault("torch", []).append(run_json(command + counting))
+        if options.checkpointing:
+            reports.setdefault(CHECKPOINTED, []).append(run_json([*command, "--checkpointing"]))
+        for level in options.recompute if options.ortdpo else []:
             command = [str(options.ortdpo), "bench", "--model", str(case.model), "--pairs", str(case.pairs)]
             command += ["--latent", f"{case.height}x{case.width}", "--rank", str(RANK), "--steps", str(options.steps)]
-            command += ["--threads", str(options.threads), "--format", "json"]
-            reports["ortdpo"].append(run_json(command))
+            command += ["--threads", str(options.threads), "--recompute", level, "--format", "json"]
+            reports.setdefault(f"ortdpo {level}", []).append(run_json(command))
     return reports
 
 
@@ -222,6 +232,7 @@ def summarise(reports: list[dict]) -> dict:
         "step_seconds": statistics.median(steady),
         "load_seconds": statistics.median(report["load_seconds"] for report in reports),
         "peak_rss_mb": max(report["peak_rss_mb"] for report in reports),
+        "anonymous_mb": max(report.get("anonymous_mb") or 0 for report in reports) or None,
         "steps": len(steady),
     }
 
@@ -233,26 +244,36 @@ def describe(case: Case, reports: dict[str, list[dict]]) -> dict:
     rate, flops = counted["matmul_flops_per_second"], counted["flops"]
     result["floor_seconds"], result["flops"], result["matmul_flops_per_second"] = flops / rate, flops, rate
     print(f"\n{case.name}: {case.pairs} pairs of {case.height}x{case.width} latents, rank {RANK}")
-    print(f"  {'':8}{'s/step':>9}{'load s':>9}{'peak MB':>10}{'steps':>7}")
+    print(f"  {'':24}{'s/step':>9}{'load s':>9}{'peak MB':>10}{'no file':>10}{'steps':>7}{'time':>8}{'memory':>8}")
     for side, figures in result.items():
         if isinstance(figures, dict):
+            ratios = [figures[key] / result["torch"][key] for key in ("step_seconds", "peak_rss_mb")]
+            anonymous = f"{figures['anonymous_mb']:.0f}" if figures["anonymous_mb"] else "-"
             print(
-                f"  {side:8}{figures['step_seconds']:9.3f}{figures['load_seconds']:9.1f}"
-                f"{figures['peak_rss_mb']:10.0f}{figures['steps']:7}"
+                f"  {side:24}{figures['step_seconds']:9.3f}{figures['load_seconds']:9.1f}"
+                f"{figures['peak_rss_mb']:10.0f}{anonymous:>10}{figures['steps']:7}{ratios[0]:8.2f}{ratios[1]:8.2f}"
             )
-    if "ortdpo" in result:
-        time_ratio, memory_ratio = (
-            result["ortdpo"][key] / result["torch"][key] for key in ("step_seconds", "peak_rss_mb")
-        )
-        print(f"  ortdpo / torch: time {time_ratio:.2f}, memory {memory_ratio:.2f}")
     print(f"  floor {flops / rate:.3f} s: {flops / 1e12:.3f} TFLOP at {rate / 1e9:.0f} GFLOP/s", flush=True)
     return result
+
+
+def levels(text: str) -> list[str]:
+    """Levels of recomputation, separated by commas."""
+    found = text.split(",")
+    unknown = [level for level in found if level not in LEVELS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(LEVELS)}")
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", required=True, type=Case.parse, metavar="NAME=FOLDER,PAIRS,HxW")
     parser.add_argument("--ortdpo", type=Path, help="the program; without it only PyTorch is measured")
+    parser.add_argument(
+        "--recompute", type=levels, default=["none"], metavar="LEVEL,…", help=f"ortdpo's levels: {', '.join(LEVELS)}"
+    )
+    parser.add_argument("--checkpointing", action="store_true", help="also PyTorch with gradient checkpointing")
     parser.add_argument("--steps", type=int, default=8, help=f"steps of a process, the first {WARM_UP} included")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
@@ -265,7 +286,7 @@ def main() -> None:
 
     if options.worker:
         warnings.simplefilter("ignore")
-        print(json.dumps(measure_torch(options.case[0], options.steps, options.threads, options.count_flops)))
+        print(json.dumps(measure_torch(options.case[0], options)))
         return
     figures = {case.name: describe(case, measure(case, options)) for case in options.case}
     if options.json:

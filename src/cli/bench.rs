@@ -124,11 +124,14 @@ impl Bench {
 fn text(report: &BenchReport, pairs: usize) -> String {
     let mb = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{v:.0} MB"));
     let step = report.median_step_seconds;
+    let forward = report.median_forward_seconds;
+    let forward = forward.map_or("-".to_owned(), |s| format!("{s:.3} s"));
     let row = |name: &str, value: String| [name.to_owned(), value];
     let rows = [
         row("trainable values", report.trainable.to_string()),
         row("load", format!("{:.2} s", report.load_seconds)),
         row("time", format!("{step:.3} s (median)")),
+        row("of it the reference's forward pass", forward),
         row("pairs a second", format!("{:.2}", pairs as f64 / step)),
         row("peak memory", mb(report.peak_rss_mb)),
         row("of it not backed by a file", mb(report.anonymous_mb)),

@@ -56,6 +56,8 @@ pub struct BenchReport {
     pub step_seconds: Vec<f64>,
     /// Median of the steps after the first two.
     pub median_step_seconds: f64,
+    /// Median seconds of the reference's forward pass in these steps, where it is a session of its own.
+    pub median_forward_seconds: Option<f64>,
     /// Largest resident memory so far, MB; pages of mapped model files included.
     pub peak_rss_mb: Option<f64>,
     /// Resident memory that belongs to no file at the end, MB.
@@ -98,10 +100,13 @@ pub fn run(model: &Model, options: &BenchOptions) -> Result<BenchReport> {
     let config = OptimizerConfig::default();
     let mut adamw = AdamW::new(&config, engine.layout());
     let mut step_seconds = Vec::with_capacity(options.steps);
+    let mut forward_seconds = Vec::with_capacity(options.steps);
     let mut last = StepValues::default();
     for _ in 0..options.steps {
         let started = Instant::now();
-        last = engine.step(&policy, &reference, &samples, &pairs)?;
+        let values = engine.reference(&reference, &samples)?;
+        forward_seconds.push(started.elapsed().as_secs_f64());
+        last = engine.step_beside(&policy, Some(&reference), values, &samples, &pairs)?;
         let term = Term::by_name(engine.layout(), 1.0, |name| engine.gradient(name))?;
         let gradient = Gradient::of(term);
         let clip = clip_factor(gradient.norms().total, Some(1.0));
@@ -113,19 +118,22 @@ pub fn run(model: &Model, options: &BenchOptions) -> Result<BenchReport> {
         adamw.step(&mut policy, &gradient, clip, 1e-4, Some(follow));
         step_seconds.push(started.elapsed().as_secs_f64());
     }
-    let steady = step_seconds
-        .get(2..)
-        .filter(|s| !s.is_empty())
-        .unwrap_or(&step_seconds);
     Ok(BenchReport {
         trainable: engine.trainables().parameter_count(),
         load_seconds,
-        median_step_seconds: median(steady),
+        median_step_seconds: median(steady(&step_seconds)),
+        median_forward_seconds: (options.reference == Reference::Input)
+            .then(|| median(steady(&forward_seconds))),
         step_seconds,
         peak_rss_mb: memory::peak_rss_mb(),
         anonymous_mb: memory::anonymous_mb(),
         last_loss: last.loss,
     })
+}
+
+/// All but the first two, which are slower, where there are more.
+fn steady(seconds: &[f64]) -> &[f64] {
+    seconds.get(2..).filter(|s| !s.is_empty()).unwrap_or(seconds)
 }
 
 fn median(values: &[f64]) -> f64 {

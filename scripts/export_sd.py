@@ -11,7 +11,7 @@ Writes a pipeline folder as `optimum-cli export onnx` does: `unet/`, `vae_encode
 `model_index.json`. Batch, height, width and (in the UNet) text length are open. Folders that optimum wrote work as well; these have
 one timestep per sample and the moments of latents, which spares `ortdpo` some rewriting.
 
-`--fp16` writes half precision: half the disk, for generating and scoring. Training takes float32.
+`--fp16` writes half precision: half the disk and memory. Training then computes in float32 from weights stored in half precision.
 
 With `--random`, weights are PyTorch's own initialisation with random normalisations after `torch.manual_seed(seed)`, and captions
 become single letters: CLIP's vocabulary comes with real weights only. The UNet of SD1.5 takes 3.4 GB of disk and 4.4 GB of memory,

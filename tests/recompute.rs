@@ -8,7 +8,7 @@ use common::fixtures;
 use common::structures::Structure;
 use ortdpo::autodiff::{DeriveOptions, Recompute};
 use ortdpo::objective::Dpo;
-use ortdpo::onnx::{Graph, Model, validate, write};
+use ortdpo::onnx::{Constant, Graph, Model, halves, validate, write};
 use ortdpo::pipeline::denoiser::{self, Geometry};
 use ortdpo::runtime::{Session, SessionOptions};
 use ortdpo::tensor::{DType, Tensor};
@@ -106,6 +106,44 @@ fn gradients_do_not_depend_on_what_is_computed_again() {
                     assert!(error < 1e-3, "{name} {level}: {output} differs by {error:.1e}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn weights_stored_in_half_precision_are_computed_with_in_single() {
+    let model = Model::read(fixtures().join("exports/unet_sd15-legacy17-batch.onnx")).unwrap();
+    let geometry = Geometry {
+        samples: 2,
+        latent: [4, 8, 8],
+        text: [5, 6],
+        added: None,
+    };
+    let mut stored = denoiser::load(&model, &geometry, false).unwrap();
+    let mut rounded = stored.clone();
+    for value in stored.parameters.clone() {
+        let constant = &stored.constants[&value];
+        // Scales of a `Resize` are settings.
+        if constant.len() <= 8 {
+            continue;
+        }
+        let values = constant.read_floats(&stored.name(value)).unwrap();
+        let half = Constant::floats(DType::F16, &constant.shape, &values);
+        let wide = Constant::floats(DType::F32, &half.shape, &half.to_floats().unwrap());
+        rounded.constants.insert(value, wide);
+        stored.constants.insert(value, half);
+    }
+    assert!(halves::has_half_weights(&stored));
+    for level in Recompute::ALL {
+        let wanted = outputs(&step(&rounded, level), model.folder());
+        let mut graph = step(&stored, level);
+        halves::cast_where_used(&mut graph).unwrap();
+        validate(&graph).unwrap();
+        let found = outputs(&graph, model.folder());
+        for (output, wanted) in &wanted {
+            let difference = found[output].iter().zip(wanted).map(|(a, b)| a - b);
+            let error = norm(difference) / norm(wanted.iter().copied()).max(1e-12);
+            assert!(error < 1e-4, "{level}: {output} differs by {error:.1e}");
         }
     }
 }

@@ -25,6 +25,17 @@ impl Graph {
         id
     }
 
+    /// Adds a copy of a constant of `body`, of the type that it has there, however it is stored.
+    pub fn add_constant_of(&mut self, body: &Graph, value: ValueId) -> Option<ValueId> {
+        let constant = body.constants.get(&value)?.clone();
+        let id = self.push_value(&body.name(value), body.ty(value).clone());
+        self.constants.insert(id, constant);
+        if body.parameters.contains(&value) {
+            self.parameters.insert(id);
+        }
+        Some(id)
+    }
+
     /// Turns a constant into an input of the same name, shape and type.
     pub fn constant_to_input(&mut self, value: ValueId) -> Option<Constant> {
         let constant = self.constants.shift_remove(&value)?;

@@ -13,6 +13,7 @@ mod dims;
 pub mod einsum;
 mod eval;
 pub mod graph;
+pub mod halves;
 pub mod infer;
 mod literal;
 mod liveness;

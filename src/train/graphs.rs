@@ -6,7 +6,7 @@ use super::engine::EngineOptions;
 use super::weights::weights_of;
 use crate::Result;
 use crate::autodiff::{ConvInputGradient, DeriveOptions, Recompute};
-use crate::onnx::Graph;
+use crate::onnx::{Graph, halves};
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::denoiser::{self, Geometry};
 use crate::pipeline::weight_copies;
@@ -48,7 +48,7 @@ impl EngineGraphs {
         choose: impl Fn(&Graph) -> Result<Trainables>,
     ) -> Result<Self> {
         let load = |geometry: &Geometry| {
-            let graph = denoiser::load(options.model, geometry, split_shared)?;
+            let graph = halves::widen(denoiser::load(options.model, geometry, split_shared)?)?;
             match options.recompute {
                 Recompute::None => Ok(graph),
                 _ => attention::in_chunks(graph),
@@ -93,11 +93,16 @@ impl EngineGraphs {
                 Some((anchor.graph, geometry))
             }
         };
+        let run = |mut graph: Graph| -> Result<Graph> {
+            halves::cast_where_used(&mut graph)?;
+            Ok(graph)
+        };
+        let anchor = anchor.map(|(graph, geometry)| run(graph).map(|graph| (graph, geometry)));
         Ok(Self {
-            step: step.graph,
-            batch: batch.map(|b| b.graph),
-            errors: ErrorGraph::build(&graph, &trainables)?.graph,
-            anchor,
+            step: run(step.graph)?,
+            batch: batch.map(|b| run(b.graph)).transpose()?,
+            errors: run(ErrorGraph::build(&graph, &trainables)?.graph)?,
+            anchor: anchor.transpose()?,
             denoiser: graph,
             trainables,
             layout,

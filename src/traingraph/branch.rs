@@ -129,16 +129,10 @@ fn mapped(
     if let Some(v) = map.get(&value) {
         return *v;
     }
-    let constant = body
-        .constants
-        .get(&value)
-        .expect("nodes are in topological order, so this is a constant");
     let id = *shared.entry(value).or_insert_with(|| {
-        let id = graph.add_constant(&body.name(value), constant.clone());
-        if body.parameters.contains(&value) {
-            graph.parameters.insert(id);
-        }
-        id
+        graph
+            .add_constant_of(body, value)
+            .expect("nodes are in topological order, so this is a constant")
     });
     map.insert(value, id);
     id

@@ -42,6 +42,30 @@ fn the_printed_configuration_prints_as_itself() {
 }
 
 #[test]
+fn every_example_and_recipe_resolves() {
+    let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = 0;
+    for folder in ["examples", "recipes"] {
+        for entry in std::fs::read_dir(repository.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            if !text.contains("/config.schema.json") {
+                continue;
+            }
+            found += 1;
+            let mut command = ortdpo(repository);
+            let output = command
+                .args(["train", "--print-config", "--config"])
+                .arg(&path)
+                .output();
+            let output = output.unwrap();
+            assert!(output.status.success(), "{}: {}", path.display(), stderr(&output));
+        }
+    }
+    assert!(found >= 11, "{found}");
+}
+
+#[test]
 fn the_printed_schema_is_the_committed_one() {
     let committed =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/config.schema.json")).unwrap();

@@ -6,6 +6,7 @@ Every part is compared with PyTorch before it is kept.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ import onnx
 import onnxruntime
 import torch
 from diffusers.models.attention_processor import AttnProcessor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from sd_export.parts import VaeDecoder, VaeEncoder, plain_config  # noqa: E402
 
 from models import LATENT_SHAPE, TEXT_WIDTH, load_generator, load_vae, sampling_schedule
 from tokenizer import CONTEXT
@@ -38,24 +42,6 @@ class TextEncoder(torch.nn.Module):
     def forward(self, input_ids):
         out = self.text_encoder(input_ids)
         return out.last_hidden_state, out.pooler_output
-
-
-class VaeEncoder(torch.nn.Module):
-    def __init__(self, vae):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, sample):
-        return self.vae.encode(sample).latent_dist.parameters
-
-
-class VaeDecoder(torch.nn.Module):
-    def __init__(self, vae):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latent_sample):
-        return self.vae.decode(latent_sample).sample
 
 
 def export_part(folder: Path, module, config, inputs: dict, outputs: list[str], axes: dict | None = None) -> None:
@@ -101,12 +87,6 @@ def state_output_shapes(path: Path, shapes: dict, axes: dict) -> None:
 def save_tokenizer(tokenizer, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     (folder / "added_tokens.json").unlink(missing_ok=True)
-
-
-def plain_config(model) -> dict:
-    """A diffusers config without private keys."""
-    config = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}
-    return {"_class_name": type(model).__name__, **json.loads(json.dumps(config, default=list))}
 
 
 MODEL_INDEX = {

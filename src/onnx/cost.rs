@@ -21,10 +21,7 @@ pub struct Work {
 impl Graph {
     /// Work of `node`.
     pub fn work(&self, node: &Node) -> Work {
-        if matches!(
-            node.op.as_str(),
-            "Reshape" | "Identity" | "Squeeze" | "Unsqueeze" | "Flatten" | "Size" | "Shape"
-        ) {
+        if node.is_view() || matches!(node.op.as_str(), "Size" | "Shape") {
             return Work::default();
         }
         let size = |v: &ValueId| (self.ty(*v).len() * self.dtype(*v).size()) as f64;

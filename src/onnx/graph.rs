@@ -108,6 +108,12 @@ impl Node {
         self.outputs.get(index).copied().flatten()
     }
 
+    /// Whether the output is the first input's memory, seen in another shape.
+    pub fn is_view(&self) -> bool {
+        let views = ["Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten"];
+        self.domain.is_empty() && views.contains(&self.op.as_str())
+    }
+
     /// How errors name the node: its own name, or operator and first output.
     pub fn place(&self, graph: &Graph) -> String {
         if self.name.is_empty() {

@@ -5,9 +5,6 @@
 
 use super::graph::{Graph, Node};
 
-/// Operators whose output is their first input's memory, seen in another shape.
-const VIEWS: [&str; 5] = ["Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten"];
-
 /// Operators that ONNX Runtime lets write over an input of equal size that nothing needs any more.
 const IN_PLACE: [&str; 18] = [
     "Add",
@@ -128,7 +125,7 @@ impl Memory {
         if !node.domain.is_empty() {
             return None;
         }
-        if VIEWS.contains(&node.op.as_str()) {
+        if node.is_view() {
             return of(node.input(0)?);
         }
         if !IN_PLACE.contains(&node.op.as_str()) {

@@ -136,26 +136,21 @@ impl Costs {
         }
         let (mut bytes, mut last_use) = (vec![0; n], vec![0; n]);
         for (i, node) in graph.nodes.iter().enumerate() {
-            let is_view = matches!(
-                node.op.as_str(),
-                "Reshape" | "Identity" | "Squeeze" | "Unsqueeze" | "Flatten"
-            );
             for v in node.outputs.iter().flatten().filter(|_| active[i]) {
                 let slot = graph.index(*v);
                 last_use[i] = last_use[i].max(read_last[slot]);
                 // A view is its input's memory; its later uses keep that.
-                if !kept[slot] && !is_view {
+                if !kept[slot] && !node.is_view() {
                     bytes[i] += graph.ty(*v).len() * graph.dtype(*v).size();
                 }
             }
         }
         let producers = graph.producers();
         for (i, node) in graph.nodes.iter().enumerate().rev() {
-            let is_view = matches!(
-                node.op.as_str(),
-                "Reshape" | "Identity" | "Squeeze" | "Unsqueeze" | "Flatten"
-            );
-            if let (true, Some(made)) = (is_view, node.input(0).and_then(|v| producers[graph.index(v)])) {
+            if let (true, Some(made)) = (
+                node.is_view(),
+                node.input(0).and_then(|v| producers[graph.index(v)]),
+            ) {
                 last_use[made] = last_use[made].max(last_use[i]);
             }
         }

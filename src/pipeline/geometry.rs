@@ -50,7 +50,10 @@ pub fn pixels_per_latent(folder: &ModelFolder) -> usize {
 
 /// What SDXL's denoiser takes besides.
 fn added(unet: &JsonFile, latent: [usize; 2], pixels: usize) -> Result<Option<Added>> {
-    if unet.get("addition_embed_type").and_then(|v| v.as_str()) != Some("text_time") {
+    // Some exporters leave the type out; the width is there wherever such conditions are.
+    let kind = unet.get("addition_embed_type").and_then(|v| v.as_str());
+    let width = unet.get("projection_class_embeddings_input_dim");
+    if !matches!(kind, None | Some("text_time")) || width.is_none_or(|w| w.is_null()) {
         return Ok(None);
     }
     let all = natural(unet, "projection_class_embeddings_input_dim")?;

@@ -49,6 +49,7 @@ pub(super) fn train(plan: &TrainPlan, folder: &Path, options: &AblateOptions) ->
     }
     if progress != Progress::Finished {
         let options = RunOptions {
+            record: None,
             output: folder.to_path_buf(),
             resume: progress != Progress::None,
             console: options.console,

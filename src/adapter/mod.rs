@@ -30,7 +30,7 @@ pub mod resize;
 
 pub use base::BaseModel;
 pub use factors::{Lora, ModuleFactors};
-pub use file::{NamedTensor, Precision, ReadTensor};
+pub use file::{NamedTensor, Precision, ReadTensor, write as write_tensors};
 pub use full::save_full;
 pub use init::init_lora;
 pub use keys::{ModuleName, Spelling};

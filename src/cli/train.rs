@@ -34,6 +34,9 @@ pub struct Train {
     /// Go on from the newest checkpoint in the run's folder
     #[arg(long)]
     resume: bool,
+    /// Write what every step was computed from and gave into this new folder, for other programs to repeat
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    record: Option<PathBuf>,
     #[command(flatten)]
     print: Print,
 }
@@ -85,6 +88,7 @@ impl Train {
             plan.train.pairs_per_step
         ));
         let options = RunOptions {
+            record: self.record,
             output: output.clone(),
             resume: self.resume,
             console,

@@ -15,6 +15,7 @@ pub mod model;
 pub mod pictures;
 pub mod prepare;
 pub mod probe;
+pub mod record;
 pub mod report;
 mod results;
 pub mod rollout;

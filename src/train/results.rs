@@ -1,6 +1,7 @@
 //! What a finished run leaves for others to load.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use super::engine::Engine;
 use super::folder::RunFolder;
@@ -22,15 +23,30 @@ pub fn write(
     engine: &Engine,
     policy: &ParamSet,
 ) -> Result<()> {
+    let path = match &config.adapter {
+        AdapterConfig::Lora(_) => folder.adapter(),
+        AdapterConfig::Full(_) => folder.weights(),
+    };
+    write_to(&path, config, model, engine, policy)
+}
+
+/// Writes what [`write()`] does to a file of any name.
+pub fn write_to(
+    path: &Path,
+    config: &Config,
+    model: &Model,
+    engine: &Engine,
+    policy: &ParamSet,
+) -> Result<()> {
     match &config.adapter {
         AdapterConfig::Lora(lora) => {
             let scale = LoraScale {
                 rank: lora.rank,
                 alpha: lora.alpha(),
             };
-            adapter::save_lora(&folder.adapter(), model.prefix(), policy, scale, Precision::Fp32)
+            adapter::save_lora(path, model.prefix(), policy, scale, Precision::Fp32)
         }
-        AdapterConfig::Full(_) => adapter::save_full(&folder.weights(), torch_tensors(engine, policy)),
+        AdapterConfig::Full(_) => adapter::save_full(path, torch_tensors(engine, policy)),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::draw::{Content, DrawnPair};
 use super::engine::{Engine, PairInputs, ReferenceValues, Samples, StepValues};
 use super::probe::{Drift, Probe};
+use super::record::Recorder;
 use super::source::Text;
 use super::state::State;
 use crate::config::Config;
@@ -58,6 +59,7 @@ pub struct Stepper<'a> {
     anchor_sum: GradientSum,
     candidate: ParamSet,
     samples: Samples,
+    recorder: Option<Recorder>,
 }
 
 impl<'a> Stepper<'a> {
@@ -79,7 +81,13 @@ impl<'a> Stepper<'a> {
             anchor_sum: GradientSum::new(engine.layout()),
             candidate: ParamSet::zeros(engine.layout()),
             samples: Samples::with_geometry(&engine.geometry()),
+            recorder: None,
         }
+    }
+
+    /// Writes what every step is computed from.
+    pub fn record(&mut self, recorder: Recorder) {
+        self.recorder = Some(recorder);
     }
 
     /// Takes one step on `pairs`, whose number is `train.pairs_per_step`.
@@ -148,7 +156,10 @@ impl<'a> Stepper<'a> {
     /// Runs everything that computes on `pairs` and forgets the result.
     pub fn warm_up(&mut self, state: &State, engine: &mut Engine, pairs: &[DrawnPair]) -> Result<()> {
         let part = &pairs[..self.config.train.pairs_per_part()];
-        self.accumulate(state, engine, part, &mut StepStats::default(), &mut Vec::new())
+        let recorder = self.recorder.take();
+        let done = self.accumulate(state, engine, part, &mut StepStats::default(), &mut Vec::new());
+        self.recorder = recorder;
+        done
     }
 
     /// Loss, gradients and statistics of all parts of the batch.
@@ -173,6 +184,10 @@ impl<'a> Stepper<'a> {
                 None => engine.reference(&state.reference(), &self.samples)?,
             };
             let values = engine.step_beside(&state.policy, None, reference, &self.samples, &inputs)?;
+            if let Some(recorder) = &self.recorder {
+                let geometry = engine.geometry();
+                recorder.part(state.step + 1, index, &geometry, &self.samples, &inputs, &values)?;
+            }
             self.sum.add(&Term::by_name(engine.layout(), share, |name| {
                 engine.gradient(name)
             })?);

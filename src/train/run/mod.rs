@@ -28,6 +28,7 @@ use super::model::Model;
 use super::pictures::Pictures;
 use super::prepare::{self, Data, Measurable};
 use super::probe::Probe;
+use super::record::Recorder;
 use super::report::{Event, Listeners, Measured, MetricsFile, ProgressLine, StepReport, TensorBoard};
 use super::rollout::Policies;
 use super::state::State;
@@ -51,6 +52,8 @@ pub struct RunOptions<'a> {
     pub output: PathBuf,
     /// Go on from the newest checkpoint there.
     pub resume: bool,
+    /// A new folder for what every step is computed from; see [`super::record`].
+    pub record: Option<PathBuf>,
     /// Where progress is shown.
     pub console: Console,
     /// Set to ask for an orderly end: the step is finished and a checkpoint written.
@@ -69,6 +72,7 @@ const LOWER_LR: &str = "Start a new run with a lower optimizer.lr.";
 /// [`Error::Diverged`] and [`Error::Interrupted`] leave the checkpoints.
 pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     let started = Instant::now();
+    let recorder = options.record.as_deref().map(Recorder::new).transpose()?;
     let library = runtime::init(&runtime::RuntimeOptions::default())?.version();
     let reserved = match options.resume {
         true => RunFolder::existing(&options.output)?,
@@ -148,6 +152,10 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     let folder = reserved.begin(&plan.to_yaml())?;
     manifest.write(&folder.manifest())?;
     run.listen(&folder, &notes)?;
+    if let Some(recorder) = recorder {
+        results::write_to(&recorder.begin()?, plan, &model, &run.engine, &run.state.policy)?;
+        run.stepper.record(recorder);
+    }
     let last = run.train()?;
     run.write_results(&folder, &model)?;
     let ceiling = data.heldout.as_ref().and_then(results::ceiling);

@@ -20,6 +20,7 @@ fn derivation(criterion: &mut Criterion) {
         let derive = |denoiser: &_| {
             let lora = Trainables::lora(denoiser, &targets, 8, 8.0).expect("the targets match layers");
             let shape = StepShape {
+                loss_scale: false,
                 pairs: 1,
                 guidance: None,
                 whole_batch: true,

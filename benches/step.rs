@@ -29,6 +29,7 @@ fn steps(c: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter_custom(|iterations| {
                 let options = BenchOptions {
+                    mixed_precision: Default::default(),
                     geometry: Geometry {
                         samples: 2 * PAIRS,
                         latent: [4, 16, 16],

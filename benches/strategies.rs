@@ -7,6 +7,7 @@ use std::time::Instant;
 use ortdpo::autodiff::Recompute;
 use ortdpo::config::adapter::InitA;
 use ortdpo::config::reference::StorageConfig;
+use ortdpo::config::runtime::MixedPrecision;
 use ortdpo::config::{Sources, TrainPlan};
 use ortdpo::diffusion::Timestep;
 use ortdpo::objective::Dpo;
@@ -98,6 +99,7 @@ impl<'a> Side<'a> {
             .expect("the plan was checked")
             .kl();
         let options = EngineOptions {
+            mixed_precision: MixedPrecision::No,
             model: &model.denoiser,
             geometry: Geometry {
                 samples: 2 * PAIRS,

@@ -6,8 +6,8 @@
 
 The same weights (read from the ONNX file), the same adapter before the first step, the same noised latents, timesteps,
 embeddings, weights and labels go through diffusers' UNet with PEFT's adapter, torch's AdamW and clipping, and the
-reference update of the run's configuration. Nothing else of the record is used: what the policy became comes from
-PyTorch's own steps. For `objective.kind: dpo` with a LoRA and `reference.update` frozen or ema (no anchor, or pull).
+reference update of the run's configuration; learning rates are those of the log. Nothing else is used: what the policy became
+comes from PyTorch's own steps. For `objective.kind: dpo` with a LoRA and `reference.update` frozen or ema (no anchor, or pull).
 
 The difference of a step is |loss - PyTorch's| as a share of PyTorch's loss. Exit code 1 where one is above the tolerance.
 """
@@ -33,15 +33,6 @@ from bench_step import load_unet  # noqa: E402
 
 def refuse(what: str) -> None:
     sys.exit(f"check_trajectory.py: {what}")
-
-
-def learning_rate(optimizer: dict, step: int) -> float:
-    """Of the given step, counted from 1; constant with a linear warm-up."""
-    schedule = optimizer["schedule"]
-    if schedule["kind"] != "constant":
-        refuse(f"a schedule of kind {schedule['kind']} is not repeated here")
-    warmup = schedule.get("warmup", 0)
-    return optimizer["lr"] * min(1.0, step / warmup if warmup else 1.0)
 
 
 class Adapters:
@@ -80,10 +71,11 @@ class Adapters:
         """What the configuration says happens to the reference after a step."""
         if reference["update"] == "frozen" or step % reference["every"]:
             return
-        alpha, anchor = reference["alpha"], reference["anchor"]
+        alpha, anchor = float(reference["alpha"]), reference["anchor"]
         pull = 0.0
         if anchor is not None:
-            pull = alpha * anchor["strength"] / (1 - anchor["strength"])
+            strength = float(anchor["strength"])
+            pull = alpha * strength / (1 - strength)
         triples = zip(self.parameters["reference"], self.parameters["policy"], self.initial, strict=True)
         for moving, policy, initial in triples:
             moving.lerp_(policy, alpha)
@@ -96,7 +88,7 @@ def dpo_loss(config: dict, adapters: Adapters, part: dict[str, torch.Tensor]) ->
         reference_w, reference_l = adapters.errors("reference", part).chunk(2)
     policy_w, policy_l = adapters.errors("policy", part).chunk(2)
     margin = (reference_w - reference_l) - (policy_w - policy_l)
-    logit = 0.5 * config["objective"]["beta"] * part["reward_scale"] * margin
+    logit = 0.5 * float(config["objective"]["beta"]) * part["reward_scale"] * margin
     label = part["label"]
     losses = -(label * logsigmoid(logit) + (1 - label) * logsigmoid(-logit))
     return (losses * part["weight"]).mean()
@@ -129,24 +121,24 @@ def main() -> None:
     policy = adapters.parameters["policy"]
     optimizer = torch.optim.AdamW(
         policy,
-        lr=settings["lr"],
-        betas=tuple(settings["betas"]),
-        eps=settings["eps"],
-        weight_decay=settings["weight_decay"],
+        lr=float(settings["lr"]),
+        betas=tuple(map(float, settings["betas"])),
+        eps=float(settings["eps"]),
+        weight_decay=float(settings["weight_decay"]),
     )
     metrics = [json.loads(line) for line in (options.run / "metrics.jsonl").read_text().splitlines()]
     recorded = {entry["step"]: entry for entry in metrics if "loss" in entry}
     worst = 0.0
     for step, entry in sorted(recorded.items()):
         parts = sorted(options.record.glob(f"step-{step:06}-part-*.safetensors"))
-        optimizer.param_groups[0]["lr"] = learning_rate(settings, step)
+        optimizer.param_groups[0]["lr"] = entry["lr"]
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for path in parts:
             loss = dpo_loss(config, adapters, safetensors.torch.load_file(path)) / len(parts)
             loss.backward()
             total += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(policy, settings["clip_norm"] or float("inf")).item()
+        norm = torch.nn.utils.clip_grad_norm_(policy, float(settings["clip_norm"] or "inf")).item()
         optimizer.step()
         adapters.move_reference(config["reference"], step)
         difference = abs(total - entry["loss"]) / abs(total)

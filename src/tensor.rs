@@ -41,6 +41,11 @@ impl DType {
     pub fn is_float(self) -> bool {
         matches!(self, Self::F32 | Self::F64 | Self::F16 | Self::BF16)
     }
+
+    /// Whether this is a float of 16 bits.
+    pub fn is_half(self) -> bool {
+        matches!(self, Self::F16 | Self::BF16)
+    }
 }
 
 impl std::fmt::Display for DType {

@@ -178,6 +178,7 @@ fn the_step_derives_without_a_weight_being_read() {
         let lora = Trainables::lora(&denoiser, &targets, 8, 8.0).unwrap();
         let dpo = Dpo::default();
         let shape = StepShape {
+            loss_scale: false,
             pairs: 1,
             guidance: None,
             whole_batch: true,

@@ -9,6 +9,7 @@ use common::fixtures;
 use common::train::{Workspace, json, refused};
 use ortdpo::adapter::{self, LoraScale, Precision};
 use ortdpo::autodiff::Recompute;
+use ortdpo::config::runtime::MixedPrecision;
 use ortdpo::config::samples::SamplesConfig;
 use ortdpo::generate::{self, GenerateOptions, GeneratePlan};
 use ortdpo::objective::Dpo;
@@ -30,6 +31,7 @@ const RANK: usize = 2;
 
 fn engine(model: &Model) -> Engine {
     let options = EngineOptions {
+        mixed_precision: MixedPrecision::No,
         model: &model.denoiser,
         geometry: Geometry {
             samples: 4,

@@ -21,6 +21,7 @@ fn step(denoiser: &Graph, recompute: Recompute) -> Graph {
     let targets = ["to_q", "to_k", "to_v", "to_out.0"].map(str::to_owned);
     let lora = Trainables::lora(denoiser, &targets, 8, 8.0).unwrap();
     let shape = StepShape {
+        loss_scale: false,
         pairs: 1,
         guidance: None,
         whole_batch: true,

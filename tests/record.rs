@@ -36,7 +36,10 @@ fn every_part_of_every_step_is_recorded_with_what_it_gave() {
         .unwrap();
     common::train::succeeded(&output);
     // The first policy is the run without steps.
-    let unmoved = workspace.trained("unmoved", &["train.steps=1", "optimizer.lr=1e-30", "train.eval_every=0"]);
+    let unmoved = workspace.trained(
+        "unmoved",
+        &["train.steps=1", "optimizer.lr=1e-30", "train.eval_every=0"],
+    );
     let name = "pytorch_lora_weights.safetensors";
     assert_eq!(
         fs::read(record.join("initial.safetensors")).unwrap(),
@@ -47,7 +50,10 @@ fn every_part_of_every_step_is_recorded_with_what_it_gave() {
         let part = |index: usize| record.join(format!("step-{step:06}-part-{index}.safetensors"));
         let losses = [0, 1].map(|index| values(&part(index), "loss").1[0]);
         let mean = f64::from(losses[0] + losses[1]) / 2.0;
-        assert!((mean - line["loss"].as_f64().unwrap()).abs() < 1e-6, "step {step}");
+        assert!(
+            (mean - line["loss"].as_f64().unwrap()).abs() < 1e-6,
+            "step {step}"
+        );
         let errors = [0, 1].map(|index| values(&part(index), "errors").1);
         let preferred: f32 = errors.iter().flat_map(|e| &e[..2]).sum();
         assert!((f64::from(preferred) / 4.0 - line["e_w"].as_f64().unwrap()).abs() < 1e-6);
@@ -65,6 +71,9 @@ fn a_record_that_is_there_is_never_mixed_with_another() {
     let mut command = workspace.train("run", &["train.steps=1"]);
     let output = command.args(["--record", "record"]).output().unwrap();
     let text = refused(&output);
-    assert!(text.contains("record") && text.contains("is there already"), "{text}");
+    assert!(
+        text.contains("record") && text.contains("is there already"),
+        "{text}"
+    );
     assert!(!workspace.path("run").exists());
 }

@@ -10,6 +10,7 @@ use common::fixtures;
 use common::recorded::Recorded;
 use ortdpo::autodiff::Recompute;
 use ortdpo::config::reference::UpdateConfig;
+use ortdpo::config::runtime::MixedPrecision;
 use ortdpo::config::{Sources, TrainPlan};
 use ortdpo::diffusion::Timestep;
 use ortdpo::objective::Dpo;
@@ -110,6 +111,7 @@ impl Bench {
         let objective = objective();
         let kl = ReferenceRule::new(&plan.reference).unwrap().kl();
         let options = EngineOptions {
+            mixed_precision: MixedPrecision::No,
             model: &self.model.denoiser,
             geometry: self.geometry(2 * pairs),
             guidance: None,

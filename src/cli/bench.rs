@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use ortdpo::Result;
 use ortdpo::autodiff::Recompute;
-use ortdpo::config::runtime::WeightCopies;
+use ortdpo::config::runtime::{MixedPrecision, WeightCopies};
 use ortdpo::model_folder::ModelFolder;
 use ortdpo::onnx::Model;
 use ortdpo::pipeline::geometry;
@@ -57,6 +57,9 @@ pub struct Bench {
     /// What the backward pass computes again instead of keeping it: none, norm-attention or block
     #[arg(long, value_name = "LEVEL", default_value = "none")]
     recompute: Recompute,
+    /// Compute in half precision with a scaled loss, as `runtime.mixed_precision: fp16` does
+    #[arg(long)]
+    fp16: bool,
     /// Write ONNX Runtime's own profile of every session below this path; steps are slower then
     #[arg(long, value_name = "PREFIX")]
     profile: Option<PathBuf>,
@@ -104,6 +107,10 @@ impl Bench {
                 Copies::None => WeightCopies::None,
             },
             recompute: self.recompute,
+            mixed_precision: match self.fp16 {
+                true => MixedPrecision::Fp16,
+                false => MixedPrecision::No,
+            },
             session: SessionOptions {
                 ep: self.ep,
                 threads: self.threads.unwrap_or(0),

@@ -21,6 +21,8 @@ pub struct RuntimeConfig {
     pub weight_copies: WeightCopies,
     /// What backward passes compute again instead of keeping it: memory for time.
     pub recompute: Recompute,
+    /// What the denoiser is computed in, where its weights are stored in half precision.
+    pub mixed_precision: MixedPrecision,
     /// How much memory the process may take, such as `12GiB`: `recompute` goes as far as that needs, and no run begins that
     /// would take more. `ortdpo plan` shows what it would take.
     pub memory_budget: Option<ByteSize>,
@@ -39,6 +41,19 @@ pub enum WeightCopies {
     None,
 }
 
+/// What the denoiser is computed in. Losses, what is trained, its gradients and the optimizer are in single precision
+/// either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MixedPrecision {
+    /// Single precision, also with weights stored in half precision.
+    #[default]
+    No,
+    /// Half precision, as the weights are stored, with a scaled loss: fast on GPUs, slow on CPUs, which compute in single
+    /// precision anyway.
+    Fp16,
+}
+
 impl Default for RuntimeConfig {
     fn default() -> Self {
         Self {
@@ -46,6 +61,7 @@ impl Default for RuntimeConfig {
             threads: None,
             weight_copies: WeightCopies::Auto,
             recompute: Recompute::None,
+            mixed_precision: MixedPrecision::No,
             memory_budget: None,
         }
     }

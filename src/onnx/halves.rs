@@ -13,17 +13,13 @@ use super::graph::{Graph, Node, ValueId};
 use crate::Result;
 use crate::tensor::DType;
 
-fn is_half(dtype: DType) -> bool {
-    matches!(dtype, DType::F16 | DType::BF16)
-}
-
 /// Makes every value of half precision one of single precision. Weights in other files keep their bytes.
 ///
 /// # Errors
 /// None that a caller can cause.
 pub fn widen(mut graph: Graph) -> Result<Graph> {
     for value in &mut graph.values {
-        if is_half(value.ty.dtype) {
+        if value.ty.dtype.is_half() {
             value.ty.dtype = DType::F32;
         }
     }
@@ -34,7 +30,7 @@ pub fn widen(mut graph: Graph) -> Result<Graph> {
             match attr {
                 Attr::Int(to) if node.op == "Cast" && name == "to" => {
                     if let Ok(dtype) = super::data::dtype_from_onnx(*to as i32, "Cast")
-                        && is_half(dtype)
+                        && dtype.is_half()
                     {
                         *to = super::data::dtype_to_onnx(DType::F32).into();
                     }
@@ -54,7 +50,7 @@ const SMALL: usize = 1024;
 
 /// Small constants in the model file become wide at once.
 fn widen_inline(constant: &mut Constant) {
-    if is_half(constant.dtype)
+    if constant.dtype.is_half()
         && constant.len() <= SMALL
         && matches!(constant.data, TensorData::Inline(_))
         && let Some(values) = constant.to_floats()
@@ -65,7 +61,7 @@ fn widen_inline(constant: &mut Constant) {
 
 /// Whether some weight is stored in half precision and used in single precision.
 pub fn has_half_weights(graph: &Graph) -> bool {
-    let is_stored_half = |(v, c): (&ValueId, &Constant)| is_half(c.dtype) && !is_half(graph.dtype(*v));
+    let is_stored_half = |(v, c): (&ValueId, &Constant)| c.dtype.is_half() && !graph.dtype(*v).is_half();
     graph.constants.iter().any(is_stored_half)
 }
 
@@ -79,7 +75,7 @@ pub fn cast_where_used(graph: &mut Graph) -> Result<()> {
     }
     let mut made_of_weights = Casts::default();
     for (v, constant) in &graph.constants {
-        if is_half(constant.dtype) && !is_half(graph.values[v.0 as usize].ty.dtype) {
+        if constant.dtype.is_half() && !graph.values[v.0 as usize].ty.dtype.is_half() {
             made_of_weights.stored.insert(*v, constant.dtype);
         }
     }

@@ -8,7 +8,7 @@ use super::engine::{Engine, EngineOptions, PairInputs, Samples, StepValues};
 use super::memory;
 use crate::autodiff::Recompute;
 use crate::config::optimizer::OptimizerConfig;
-use crate::config::runtime::WeightCopies;
+use crate::config::runtime::{MixedPrecision, WeightCopies};
 use crate::diffusion::Timestep;
 use crate::objective::Dpo;
 use crate::onnx::Model;
@@ -41,6 +41,8 @@ pub struct BenchOptions {
     pub copies: WeightCopies,
     /// What backward passes compute again.
     pub recompute: Recompute,
+    /// What the denoiser is computed in.
+    pub mixed_precision: MixedPrecision,
     /// How sessions are built.
     pub session: SessionOptions,
 }
@@ -71,6 +73,7 @@ pub fn run(model: &Model, options: &BenchOptions) -> Result<BenchReport> {
     let started = Instant::now();
     let objective = Dpo::default();
     let engine_options = EngineOptions {
+        mixed_precision: options.mixed_precision,
         model,
         geometry: options.geometry,
         guidance: None,

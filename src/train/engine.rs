@@ -13,7 +13,7 @@ use ndarray::{ArrayViewD, IxDyn};
 use super::graphs::EngineGraphs;
 use crate::Result;
 use crate::autodiff::Recompute;
-use crate::config::runtime::WeightCopies;
+use crate::config::runtime::{MixedPrecision, WeightCopies};
 use crate::diffusion::Timestep;
 use crate::objective::{Needs, Objective};
 use crate::onnx::{Graph, Model};
@@ -23,7 +23,7 @@ use crate::pipeline::denoiser::{Geometry, TIME_IDS};
 use crate::pipeline::network::{map_weights, session_over};
 use crate::runtime::{Binding, Session, SessionOptions, SharedWeights, TensorView};
 use crate::tensor::{DType, Tensor};
-use crate::traingraph::step::{GRADIENT, POLICY, REFERENCE};
+use crate::traingraph::step::{GRADIENT, LOSS_SCALE, POLICY, REFERENCE};
 use crate::traingraph::{Reference, Trainables};
 
 /// Noised samples with their targets, flat and in the order of the batch.
@@ -107,6 +107,8 @@ pub struct EngineOptions<'a> {
     pub copies: WeightCopies,
     /// What backward passes compute again.
     pub recompute: Recompute,
+    /// What the denoiser is computed in.
+    pub mixed_precision: MixedPrecision,
     /// How sessions are built.
     pub session: SessionOptions,
 }
@@ -143,6 +145,8 @@ pub struct Engine {
     needs: Needs,
     guidance: Option<Guidance>,
     recompute: Recompute,
+    /// Factor on gradients while they are computed, where they are of half precision.
+    loss_scale: Option<f32>,
 }
 
 impl Runner {
@@ -305,6 +309,7 @@ impl Engine {
             needs,
             guidance: options.guidance.map(Guidance::new),
             recompute: options.recompute,
+            loss_scale: (options.mixed_precision != MixedPrecision::No).then_some(1.0),
         })
     }
 
@@ -326,6 +331,21 @@ impl Engine {
     /// What backward passes compute again.
     pub fn recompute(&self) -> Recompute {
         self.recompute
+    }
+
+    /// Whether gradients are scaled on their way, because they are of half precision.
+    pub fn scales_loss(&self) -> bool {
+        self.loss_scale.is_some()
+    }
+
+    /// From now on, gradients come multiplied by `scale`. Without effect where they are of single precision.
+    pub fn scale_loss(&mut self, scale: f32) {
+        self.loss_scale = self.loss_scale.map(|_| scale);
+    }
+
+    /// What gradients are multiplied by: 1 in single precision.
+    pub fn loss_scale(&self) -> f32 {
+        self.loss_scale.unwrap_or(1.0)
     }
 
     /// Sizes of a step.
@@ -456,6 +476,7 @@ impl Engine {
             .step
             .step_inputs(samples, &timesteps, &reference_values, pairs);
         inputs.extend(views(&own, policy));
+        inputs.extend(scale_input(&self.loss_scale));
         if let (true, Some(reference)) = (is_branch, reference) {
             inputs.extend(views(&other, reference));
         }
@@ -497,6 +518,7 @@ impl Engine {
         let mut inputs = runner.inputs(samples, &timesteps);
         inputs.extend(views(&own, moving));
         inputs.extend(views(&other, initial));
+        inputs.extend(scale_input(&self.loss_scale));
         runner.run(&inputs)?;
         runner.binding.scalar("loss")
     }
@@ -505,6 +527,12 @@ impl Engine {
     pub fn anchor_gradient(&self, name: &str) -> Option<&[f32]> {
         self.anchor.as_ref().and_then(|a| gradient_of(a, name))
     }
+}
+
+/// The scale of the loss as an input, where there is one.
+fn scale_input(scale: &Option<f32>) -> Option<(&'static str, TensorView<'_>)> {
+    let view = |scale| TensorView::f32(&[], std::slice::from_ref(scale));
+    scale.as_ref().map(|scale| (LOSS_SCALE, view(scale)))
 }
 
 /// `mean (a − b)²`.

@@ -4,14 +4,18 @@ use std::sync::Arc;
 
 use super::engine::EngineOptions;
 use super::weights::weights_of;
-use crate::Result;
 use crate::autodiff::{ConvInputGradient, DeriveOptions, Recompute};
-use crate::onnx::{Graph, halves};
+use crate::config::runtime::MixedPrecision;
+use crate::onnx::{Graph, Model, halves};
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::denoiser::{self, Geometry};
 use crate::pipeline::weight_copies;
 use crate::runtime::SessionOptions;
-use crate::traingraph::{AnchorGraph, BatchGraph, ErrorGraph, StepGraph, StepShape, Trainables, attention};
+use crate::tensor::DType;
+use crate::traingraph::{
+    AnchorGraph, BatchGraph, ErrorGraph, StepGraph, StepShape, Trainables, attention, borders,
+};
+use crate::{Error, Result};
 
 /// What sessions are made of; see [`super::engine`] for what each graph is for.
 pub struct EngineGraphs {
@@ -48,7 +52,11 @@ impl EngineGraphs {
         choose: impl Fn(&Graph) -> Result<Trainables>,
     ) -> Result<Self> {
         let load = |geometry: &Geometry| {
-            let graph = halves::widen(denoiser::load(options.model, geometry, split_shared)?)?;
+            let graph = denoiser::load(options.model, geometry, split_shared)?;
+            let graph = match options.mixed_precision {
+                MixedPrecision::No => halves::widen(graph)?,
+                MixedPrecision::Fp16 => borders::in_single(&stored_in(graph, DType::F16, options.model)?)?,
+            };
             match options.recompute {
                 Recompute::None => Ok(graph),
                 _ => attention::in_chunks(graph),
@@ -75,6 +83,7 @@ impl EngineGraphs {
             pairs: options.pairs,
             guidance: options.guidance,
             whole_batch: options.whole_batch,
+            loss_scale: options.mixed_precision != MixedPrecision::No,
             derive,
         };
         let step = StepGraph::build(&graph, &trainables, options.objective, shape, options.reference)?;
@@ -89,7 +98,7 @@ impl EngineGraphs {
                 let graph = load(&geometry)?;
                 // Values are numbered per graph.
                 let trainables = choose(&graph)?;
-                let anchor = AnchorGraph::build(&graph, &trainables, derive)?;
+                let anchor = AnchorGraph::build(&graph, &trainables, shape.loss_scale, derive)?;
                 Some((anchor.graph, geometry))
             }
         };
@@ -119,5 +128,22 @@ impl EngineGraphs {
             .into_iter()
             .chain(&self.batch)
             .chain(anchor)
+    }
+}
+
+/// `graph`, if it computes in `dtype`.
+fn stored_in(graph: Graph, dtype: DType, model: &Model) -> Result<Graph> {
+    let found = graph.outputs.first().map(|v| graph.dtype(*v));
+    match found {
+        Some(found) if found == dtype => Ok(graph),
+        _ => Err(Error::bad(
+            "runtime.mixed_precision",
+            format!(
+                "is fp16, but {} computes in {}",
+                model.path.display(),
+                found.map_or_else(String::new, |d| d.to_string())
+            ),
+            "Export the pipeline in half precision (scripts/export_sd.py --fp16), or leave mixed_precision at no.",
+        )),
     }
 }

@@ -208,6 +208,7 @@ pub fn engine_options<'a>(
         anchor_samples: anchor.map(|kl| needs.samples(kl.pairs(pairs))),
         copies: plan.runtime.weight_copies,
         recompute: plan.runtime.recompute,
+        mixed_precision: plan.runtime.mixed_precision,
         session: session_options(plan),
     })
 }

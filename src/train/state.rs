@@ -4,9 +4,11 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 
+use super::loss_scale::LossScale;
 use super::model::Model;
 use crate::Result;
 use crate::config::Config;
+use crate::config::runtime::MixedPrecision;
 use crate::optim::{LrSchedule, Optimizer};
 use crate::params::ParamSet;
 use crate::reference::{ReferenceRule, ReferenceWeights, lerp};
@@ -32,6 +34,8 @@ pub struct State {
     pub timestep_rule: TimestepRule,
     /// Learning rate of every step.
     pub schedule: LrSchedule,
+    /// Scale of the loss, where gradients are of half precision.
+    pub loss_scale: Option<LossScale>,
     /// Factor on the learning rate, lowered by rollbacks of the divergence guard.
     pub lr_factor: f64,
 }
@@ -87,6 +91,10 @@ impl State {
             timestep_rule: TimestepRule::new(&config.timestep, &model.schedule)?,
             schedule: LrSchedule::new(&config.optimizer, config.train.pairs_per_step, config.train.steps),
             initial,
+            loss_scale: match config.runtime.mixed_precision {
+                MixedPrecision::No => None,
+                MixedPrecision::Fp16 => Some(LossScale::default()),
+            },
             lr_factor: 1.0,
         })
     }

@@ -45,6 +45,10 @@ pub struct StepStats {
     pub lr: f64,
     /// Drift that the gate measured.
     pub gate: Option<Drift>,
+    /// Scale of the loss, where gradients are of half precision.
+    pub loss_scale: Option<f32>,
+    /// Whether the step was left out because a gradient of half precision overflowed.
+    pub skipped: bool,
 }
 
 /// Buffers that live from step to step.
@@ -100,6 +104,7 @@ impl<'a> Stepper<'a> {
     ) -> Result<StepStats> {
         let mut stats = StepStats::default();
         let mut observations = Vec::with_capacity(pairs.len());
+        stats.loss_scale = state.loss_scale.map(|s| s.scale);
         self.accumulate(state, engine, pairs, &mut stats, &mut observations)?;
         let anchor_lambda = state
             .reference_rule
@@ -111,7 +116,19 @@ impl<'a> Stepper<'a> {
             anchor: anchor_lambda.map(|lambda| self.anchor_sum.term(lambda as f32)),
         };
         let norms = gradient.norms();
-        self.check_finite(state, &stats, &norms, pairs)?;
+        let finite = self.check_finite(state, &stats, &norms, pairs);
+        match &mut state.loss_scale {
+            None => finite?,
+            Some(scale) if finite.is_ok() => scale.succeeded(),
+            Some(scale) => {
+                if !scale.overflowed() {
+                    return finite.map(|()| stats);
+                }
+                state.step += 1;
+                stats.skipped = true;
+                return Ok(stats);
+            }
+        }
         stats.grad_norm = norms.total;
         stats.anchor_ratio = norms.anchor_ratio();
         let clip = clip_factor(norms.total, self.config.optimizer.clip_norm);
@@ -173,6 +190,9 @@ impl<'a> Stepper<'a> {
     ) -> Result<()> {
         let per_part = self.config.train.pairs_per_part();
         let share = 1.0 / self.config.train.accumulate as f32;
+        if let Some(scale) = state.loss_scale {
+            engine.scale_loss(scale.scale);
+        }
         self.sum.clear();
         self.anchor_sum.clear();
         let (batch_means, kept) = self.batch_means(state, engine, pairs, share)?;
@@ -188,7 +208,8 @@ impl<'a> Stepper<'a> {
                 let geometry = engine.geometry();
                 recorder.part(state.step + 1, index, &geometry, &self.samples, &inputs, &values)?;
             }
-            self.sum.add(&Term::by_name(engine.layout(), share, |name| {
+            let factor = share / engine.loss_scale();
+            self.sum.add(&Term::by_name(engine.layout(), factor, |name| {
                 engine.gradient(name)
             })?);
             self.count(part, &inputs, &values, f64::from(share), stats, observations);
@@ -353,10 +374,11 @@ impl<'a> Stepper<'a> {
         let chosen = self.samples.rows_at(self.anchor_rows(pairs, samples));
         let distance = engine.anchor(&self.candidate, &state.initial, &chosen)?;
         *stats.anchor_loss.get_or_insert(0.0) += f64::from(distance) * f64::from(share);
-        self.anchor_sum
-            .add(&Term::by_name(engine.layout(), share, |name| {
-                engine.anchor_gradient(name)
-            })?);
+        self.anchor_sum.add(&Term::by_name(
+            engine.layout(),
+            share / engine.loss_scale(),
+            |name| engine.anchor_gradient(name),
+        )?);
         Ok(())
     }
 

@@ -52,7 +52,7 @@ pub fn inline(
     if let Some(w) = weights {
         for (t, value) in w.trainables.tensors.iter().zip(&w.values) {
             if let TrainableKind::Weight { constant, .. } = t.kind {
-                map.insert(constant, *value);
+                map.insert(constant, graph.cast(*value, body.dtype(constant))?);
             }
         }
         for (layer, factors) in w.trainables.adapted.iter().zip(w.values.chunks_exact(2)) {
@@ -149,6 +149,9 @@ fn adapted(
     scale: f64,
 ) -> Result<ValueId> {
     let x = node.inputs[0].expect("a layer has an input");
+    // Factors are f32, whatever the network computes in.
+    let dtype = graph.dtype(x);
+    let (a, b) = (graph.cast(a, dtype)?, graph.cast(b, dtype)?);
     let delta = match layer.kind {
         LayerKind::Linear { .. } => {
             let (at, bt) = (graph.transpose(a, &[1, 0])?, graph.transpose(b, &[1, 0])?);

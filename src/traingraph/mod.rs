@@ -12,6 +12,7 @@
 //! Each pass takes a [`crate::onnx::Graph`] and gives one, so each can be printed and tested alone.
 
 pub mod attention;
+pub mod borders;
 pub mod branch;
 pub mod head;
 pub mod layers;

@@ -25,6 +25,8 @@ use crate::{Error, Result};
 pub const POLICY: &str = "policy.";
 /// Prefix of the reference's (in [`AnchorGraph`]: θ0's) trainable inputs.
 pub const REFERENCE: &str = "reference.";
+/// Input that scales gradients while they are computed, where they are of half precision.
+pub const LOSS_SCALE: &str = "loss_scale";
 /// Prefix of gradient outputs.
 pub const GRADIENT: &str = "grad.";
 
@@ -47,6 +49,8 @@ pub struct StepShape {
     pub guidance: Option<f64>,
     /// Whether a run is a whole optimizer batch; else the means over the batch that the loss uses are an input.
     pub whole_batch: bool,
+    /// Whether gradients are scaled by an input `loss_scale` `[]` on their way; the outputs are scaled, too.
+    pub loss_scale: bool,
     /// Forms of the gradients.
     pub derive: DeriveOptions,
 }
@@ -237,9 +241,20 @@ impl<'a> Assembly<'a> {
     }
 
     /// Gradient outputs for `weights` of the scalar `loss`.
-    fn differentiate(&mut self, loss: ValueId, weights: &Weights, options: DeriveOptions) -> Result<()> {
-        let one = self.graph.scalar_like(loss, 1.0);
-        let found = gradients_with(&mut self.graph, &[(loss, one)], &weights.values, options)?;
+    fn differentiate(
+        &mut self,
+        loss: ValueId,
+        weights: &Weights,
+        is_scaled: bool,
+        options: DeriveOptions,
+    ) -> Result<()> {
+        let seed = match is_scaled {
+            true => self
+                .graph
+                .add_input(LOSS_SCALE, TensorType::new(DType::F32, vec![])),
+            false => self.graph.scalar_like(loss, 1.0),
+        };
+        let found = gradients_with(&mut self.graph, &[(loss, seed)], &weights.values, options)?;
         for (t, gradient) in weights.trainables.tensors.iter().zip(found) {
             let gradient = gradient.ok_or_else(|| {
                 Error::bad(
@@ -287,7 +302,7 @@ impl StepGraph {
         if let Some(signal) = head.reward_signal {
             a.output(signal, "reward_signal")?;
         }
-        a.differentiate(head.loss, &policy, shape.derive)?;
+        a.differentiate(head.loss, &policy, shape.loss_scale, shape.derive)?;
         Ok(Self { graph: a.finish() })
     }
 }
@@ -326,8 +341,13 @@ impl ErrorGraph {
 }
 
 impl AnchorGraph {
-    /// Builds the two branches and their distance.
-    pub fn build(denoiser: &Graph, trainables: &Trainables, derive: DeriveOptions) -> Result<Self> {
+    /// Builds the two branches and their distance. With `loss_scale` as in [`StepShape`].
+    pub fn build(
+        denoiser: &Graph,
+        trainables: &Trainables,
+        loss_scale: bool,
+        derive: DeriveOptions,
+    ) -> Result<Self> {
         let mut a = Assembly::new("ortdpo_anchor", denoiser)?;
         let moving = Weights::as_inputs(&mut a.graph, trainables, POLICY);
         let initial = Weights::as_inputs(&mut a.graph, trainables, REFERENCE);
@@ -336,7 +356,7 @@ impl AnchorGraph {
         let distance = errors(&mut a.graph, prediction, fixed)?;
         let loss = a.graph.reduce("ReduceMean", distance, &[0], false)?;
         a.output(loss, "loss")?;
-        a.differentiate(loss, &moving, derive)?;
+        a.differentiate(loss, &moving, loss_scale, derive)?;
         Ok(Self { graph: a.finish() })
     }
 }

@@ -24,6 +24,7 @@ mod softmax;
 use super::{Context, Gradients};
 use crate::Result;
 use crate::onnx::{Graph, Node};
+use crate::tensor::DType;
 
 type Rule = fn(&mut Context) -> Result<Gradients>;
 
@@ -50,8 +51,49 @@ fn rule(op: &str) -> Option<Rule> {
     families.iter().find_map(|family| family(op))
 }
 
-/// Gradients of the inputs of the context's node.
+/// Gradients of the inputs of the context's node. What half precision has too few digits or too small a range for is
+/// computed in single precision.
 pub fn apply(context: &mut Context) -> Result<Gradients> {
+    let half = context.dy0().ok().map(|dy| context.graph.dtype(dy));
+    match half.filter(|dtype| dtype.is_half() && needs_single(&context.node.op)) {
+        Some(_) => in_single(context),
+        None => as_is(context),
+    }
+}
+
+/// Operators whose gradients sum many numbers, square them or divide by small ones.
+fn needs_single(op: &str) -> bool {
+    let sums = op.starts_with("Reduce") || op.ends_with("Normalization");
+    sums || matches!(
+        op,
+        "Softmax" | "LogSoftmax" | "Pow" | "Sqrt" | "Div" | "Reciprocal" | "Exp" | "Log" | "Erf" | "Gelu"
+    )
+}
+
+fn in_single(context: &mut Context) -> Result<Gradients> {
+    let graph = &mut *context.graph;
+    let types: Vec<_> = context
+        .node
+        .inputs
+        .iter()
+        .map(|v| v.map(|v| graph.dtype(v)))
+        .collect();
+    let values = context.node.inputs.iter_mut().chain(&mut context.node.outputs);
+    for v in values.chain(&mut context.dy).flatten() {
+        if graph.dtype(*v).is_half() {
+            *v = graph.cast(*v, DType::F32)?;
+        }
+    }
+    let mut found = as_is(context)?;
+    for (gradient, dtype) in found.iter_mut().zip(types) {
+        if let (Some(v), Some(dtype)) = (gradient, dtype) {
+            *v = context.graph.cast(*v, dtype)?;
+        }
+    }
+    Ok(found)
+}
+
+fn as_is(context: &mut Context) -> Result<Gradients> {
     let known = if context.node.domain.is_empty() {
         rule(&context.node.op)
     } else {

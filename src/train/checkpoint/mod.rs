@@ -26,6 +26,7 @@ pub use identity::RunIdentity;
 pub use store::CheckpointStore;
 
 use super::guard::GuardState;
+use super::loss_scale::LossScale;
 use super::rollout::RolloutState;
 use super::summary::HeldOutScores;
 use crate::data::LoaderState;
@@ -51,6 +52,9 @@ pub struct RunState {
     pub reference: ReferenceState,
     /// What the divergence guard has seen.
     pub guard: GuardState,
+    /// Scale of the loss, where gradients are of half precision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// Held-out scores before the first step.
     pub initial: Option<HeldOutScores>,
     /// What was found of the pictures drawn before the first step.

@@ -34,6 +34,7 @@ fn state(step: u64) -> RunState {
         timestep: TimestepState { variance: None },
         reference: ReferenceState::default(),
         guard: GuardState::default(),
+        loss_scale: None,
         initial: None,
         initial_pictures: [("reward.clip".to_owned(), 0.1 + 0.2)].into(),
         best: Some(Best {

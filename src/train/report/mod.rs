@@ -62,6 +62,12 @@ pub struct StepReport {
     /// Norm of the anchor's gradient as a share of the objective's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub anchor_grad_ratio: Option<f64>,
+    /// Scale of the loss, where gradients are of half precision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+    /// Whether a gradient of half precision overflowed: then nothing moved.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     /// What was measured after the step, beyond the batch.
     #[serde(flatten)]
     pub measured: Measured,

@@ -90,6 +90,7 @@ fn step_scalars(report: &StepReport) -> Vec<(String, f64)> {
         ("train/lr", Some(report.lr)),
         ("train/grad_norm", Some(report.grad_norm)),
         ("train/grad_factor", report.grad_factor),
+        ("train/loss_scale", report.loss_scale),
         ("train/weight_mean", Some(report.weight_mean)),
         ("train/seconds", Some(report.seconds)),
         ("error/e_w", Some(report.e_w)),

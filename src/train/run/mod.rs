@@ -374,7 +374,8 @@ impl Run<'_> {
             preferred: stats.e_w,
             rejected: self.objective.needs().pairs.then_some(stats.e_l),
         };
-        let mut verdict = match self.objective.needs().experience.is_steps() {
+        let is_steps = self.objective.needs().experience.is_steps();
+        let mut verdict = match is_steps || stats.skipped {
             // Losses of policy gradients are around zero, and errors of steps are as large as their noise: neither tells.
             true => Verdict::GoOn,
             false => self.guard.after_step(stats.loss, errors),
@@ -456,6 +457,8 @@ impl Run<'_> {
             beta_effective: self.objective.beta_effective(),
             anchor_loss: stats.anchor_loss,
             anchor_grad_ratio: stats.anchor_ratio,
+            loss_scale: stats.loss_scale.map(f64::from),
+            skipped: stats.skipped,
             measured: Measured {
                 d_ref_init: stats.gate.map(|g| g.d),
                 ..Measured::default()

@@ -39,6 +39,7 @@ impl Run<'_> {
             timestep: state.timestep_rule.state(),
             reference: state.reference_rule.state().clone(),
             guard: self.guard.state().clone(),
+            loss_scale: state.loss_scale,
             initial: self.initial_scores,
             initial_pictures: self.initial_pictures.clone(),
             best: self.best,
@@ -107,6 +108,8 @@ impl Run<'_> {
         state
             .optimizer
             .restore(saved.optimizer_steps, found.first_moment, found.second_moment)?;
+        // A run may go on in another precision.
+        state.loss_scale = state.loss_scale.map(|new| saved.loss_scale.unwrap_or(new));
         state.timestep_rule.restore(saved.timestep)?;
         state.reference_rule.restore(saved.reference);
         self.feed

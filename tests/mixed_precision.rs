@@ -1,0 +1,113 @@
+//! `runtime.mixed_precision: fp16` in whole runs: steps that overflow, resuming, and what is refused.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+
+use common::fixtures;
+use common::train::{Workspace, copy, files, json, metrics, paragraph, refused};
+
+/// A pipeline whose denoiser is stored in half precision, and how a run names it.
+fn half_pipeline(workspace: &Workspace) -> String {
+    let folder: PathBuf = workspace.path("half");
+    copy(&fixtures().join("optimum-sd"), &folder);
+    fs::copy(
+        fixtures().join("half/legacy17.onnx"),
+        folder.join("unet/model.onnx"),
+    )
+    .unwrap();
+    format!("model={}", folder.display())
+}
+
+const FP16: &str = "runtime.mixed_precision=fp16";
+
+#[test]
+fn steps_that_overflow_are_skipped_until_the_scale_fits() {
+    let workspace = Workspace::new();
+    let model = half_pipeline(&workspace);
+    let set = [&*model, FP16, "train.eval_every=0", "train.steps=12"];
+    let run = workspace.trained("run", &set);
+    let steps = metrics(&run);
+    let is_skipped = |step: &serde_json::Value| step["skipped"] == true;
+    let first_good = steps.iter().position(|step| !is_skipped(step)).unwrap();
+    assert!(first_good > 0, "no step overflowed: the test is too easy");
+    for (k, step) in steps.iter().take(first_good + 1).enumerate() {
+        assert_eq!(step["loss_scale"], 65536.0 / f64::powi(2.0, k as i32));
+    }
+    assert!(steps.iter().filter(|step| !is_skipped(step)).count() >= 4);
+    assert!(steps.iter().all(|step| step["step"].is_u64()));
+}
+
+#[test]
+fn a_run_that_can_only_overflow_ends() {
+    let workspace = Workspace::new();
+    let model = half_pipeline(&workspace);
+    // The first step that counts ruins the weights: from then on predictions are beyond f16.
+    let ruin = [
+        "optimizer.lr=1e5",
+        "optimizer.schedule={kind: constant, warmup: 0}",
+    ];
+    let rest = [
+        "guard={loss_spike: null, error_growth: null}",
+        "train.eval_every=0",
+        "train.steps=60",
+    ];
+    let set = [&[&*model, FP16], &ruin[..], &rest[..]].concat();
+    let output = workspace.train("run", &set).output().unwrap();
+    let text = paragraph(&output, 1);
+    assert!(
+        text.contains("not finite at step") && text.contains("lower optimizer.lr"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_interrupted_run_goes_on_with_its_scale() {
+    let workspace = Workspace::new();
+    let model = half_pipeline(&workspace);
+    let set = |steps: &'static str| {
+        [
+            model.clone(),
+            FP16.into(),
+            "train.eval_every=0".into(),
+            steps.to_owned(),
+        ]
+    };
+    let given = |of: &[String; 4]| of.clone();
+    let straight = given(&set("train.checkpoint_every=4"));
+    let refs: Vec<&str> = straight
+        .iter()
+        .map(String::as_str)
+        .chain(["train.steps=8"])
+        .collect();
+    let whole = workspace.trained("straight", &refs);
+    let half: Vec<&str> = straight
+        .iter()
+        .map(String::as_str)
+        .chain(["train.steps=4"])
+        .collect();
+    workspace.trained("parts", &half);
+    let parts = workspace.resumed("parts", &refs);
+    let checkpoint = |run: &PathBuf| run.join("checkpoints/step-8");
+    let state = json(&checkpoint(&whole).join("state.json"));
+    let scale = &state["loss_scale"];
+    assert!(scale["good_steps"].as_u64() > Some(0) && scale["scale"].as_f64() < Some(65536.0));
+    let (a, b) = (files(&checkpoint(&whole)), files(&checkpoint(&parts)));
+    for (name, bytes) in a.iter().filter(|(name, _)| name.ends_with(".safetensors")) {
+        assert!(b[name] == *bytes, "{name} differs");
+    }
+}
+
+#[test]
+fn a_denoiser_in_single_precision_is_refused() {
+    let workspace = Workspace::new();
+    let text = refused(&workspace.train("run", &[FP16]).output().unwrap());
+    assert!(
+        text.contains("runtime.mixed_precision")
+            && text.contains("computes in f32")
+            && text.contains("--fp16"),
+        "{text}"
+    );
+    assert!(!workspace.path("run").exists());
+}

@@ -10,7 +10,7 @@ use common::recorded::Recorded;
 use common::structures::{Structure, unpacked};
 use ortdpo::objective::Dpo;
 use ortdpo::onnx::{Dim, Dims, Graph, Model, SpecializeOptions, TensorData, specialize, validate};
-use ortdpo::traingraph::{Reference, StepGraph, StepShape, Trainable, TrainableKind, Trainables};
+use ortdpo::traingraph::{Reference, StepGraph, StepShape, Trainable, TrainableKind, Trainables, attention};
 use serde::Deserialize;
 
 /// Every export with its architecture, and what is published of that: modules and parameters per rank.
@@ -194,6 +194,19 @@ fn the_step_derives_without_a_weight_being_read() {
         }
         assert_eq!(lora.tensors.len(), 2 * modules, "{export}");
         assert_eq!(weights_left(&step), weights_left(&denoiser), "{export}");
+    }
+}
+
+/// Whoever exports it: an attention is four projections, and without gradients one operator between them.
+#[test]
+fn every_attention_is_one_operator_where_no_gradient_is_needed() {
+    for (export, _, modules, _) in EXPORTS {
+        let denoiser = Structure::unpack(export).specialize().unwrap();
+        let graph = attention::fused(denoiser).unwrap();
+        validate(&graph).unwrap();
+        let count = |op: &str| graph.nodes.iter().filter(|n| n.op == op).count();
+        assert_eq!(count("MultiHeadAttention"), modules / 4, "{export}");
+        assert_eq!(count("Softmax"), 0, "{export}");
     }
 }
 

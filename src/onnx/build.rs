@@ -447,6 +447,11 @@ impl Graph {
         self.literals.retain(|_, v| needed[v.0 as usize]);
     }
 
+    /// Lets the builder make nodes anew though equal ones are there.
+    pub fn forget_equal_nodes(&mut self) {
+        self.known.clear();
+    }
+
     /// Lets the builder find the nodes that are already there, so that derived nodes reuse them.
     pub fn index_nodes(&mut self) {
         for node in &self.nodes {

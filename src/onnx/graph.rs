@@ -12,6 +12,9 @@ use super::data::Constant;
 use crate::tensor::DType;
 use crate::{Error, Result};
 
+/// Domain of ONNX Runtime's own operators.
+pub const MICROSOFT: &str = "com.microsoft";
+
 /// A value (edge) of one graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueId(pub(super) u32);

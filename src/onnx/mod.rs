@@ -37,7 +37,7 @@ pub use attr::{Attr, Attrs};
 pub use cost::{Work, weight_bytes};
 pub use data::{Constant, TensorData};
 pub use dims::Dims;
-pub use graph::{Graph, Node, TensorType, ValueId};
+pub use graph::{Graph, MICROSOFT, Node, TensorType, ValueId};
 pub use order::Token;
 pub use patch::{Replacement, save_patched};
 pub use read::{Dim, InputInfo, Model};

@@ -10,7 +10,7 @@ use super::weight_copies::{self, WeightCopies};
 use crate::onnx::{Dim, Dims, Graph, Model, SpecializeOptions, specialize};
 use crate::runtime::{Session, SessionOptions, TensorView};
 use crate::tensor::{DType, Tensor};
-use crate::traingraph::timestep;
+use crate::traingraph::{attention, timestep};
 use crate::{Error, Result};
 
 /// Numbers in SDXL's `time_ids`: original size, crop, target size.
@@ -142,6 +142,10 @@ impl Denoiser {
     /// ONNX Runtime refuses the graph, or the weights are missing.
     pub fn new(model: &Model, graph: &Graph, geometry: Geometry, options: &SessionOptions) -> Result<Self> {
         let (_, options) = weight_copies::apply(WeightCopies::Auto, graph, options.clone());
+        let graph = &match attention::is_fused_by(options.ep) {
+            true => attention::fused(graph.clone())?,
+            false => graph.clone(),
+        };
         let session = session_over(graph, model.folder(), &map_weights(graph)?, &options)?;
         let output = session.outputs().first().map(|o| o.name.clone());
         let output = output.ok_or_else(|| {

@@ -53,16 +53,24 @@ impl EngineGraphs {
     ) -> Result<Self> {
         let load = |geometry: &Geometry| {
             let graph = denoiser::load(options.model, geometry, split_shared)?;
-            let graph = match options.mixed_precision {
-                MixedPrecision::No => halves::widen(graph)?,
-                MixedPrecision::Fp16 => borders::in_single(&stored_in(graph, DType::F16, options.model)?)?,
-            };
-            match options.recompute {
-                Recompute::None => Ok(graph),
-                _ => attention::in_chunks(graph),
+            match options.mixed_precision {
+                MixedPrecision::No => halves::widen(graph),
+                MixedPrecision::Fp16 => borders::in_single(&stored_in(graph, DType::F16, options.model)?),
             }
         };
+        let differentiable = |graph: Graph| match options.recompute {
+            Recompute::None => Ok(graph),
+            _ => attention::in_chunks(graph),
+        };
         let graph = load(&options.geometry)?;
+        // What needs no gradient may be of operators that have none.
+        let forward = match attention::is_fused_by(options.session.ep) {
+            true => attention::fused(graph.clone())?,
+            false => graph.clone(),
+        };
+        // Values are numbered per graph.
+        let forward_trainables = choose(&forward)?;
+        let graph = differentiable(graph)?;
         let trainables = choose(&graph)?;
         let tensors = trainables.tensors.iter();
         let layout = Layout::new(tensors.map(|t| (t.name.clone(), t.shape.clone())))?;
@@ -89,14 +97,13 @@ impl EngineGraphs {
         let step = StepGraph::build(&graph, &trainables, options.objective, shape, options.reference)?;
         let batch = match options.whole_batch {
             true => None,
-            false => BatchGraph::build(&graph, &trainables, options.objective, shape)?,
+            false => BatchGraph::build(&forward, &forward_trainables, options.objective, shape)?,
         };
         let anchor = match options.anchor_samples {
             None => None,
             Some(samples) => {
                 let geometry = options.geometry.with_samples(samples);
-                let graph = load(&geometry)?;
-                // Values are numbered per graph.
+                let graph = differentiable(load(&geometry)?)?;
                 let trainables = choose(&graph)?;
                 let anchor = AnchorGraph::build(&graph, &trainables, shape.loss_scale, derive)?;
                 Some((anchor.graph, geometry))
@@ -110,7 +117,7 @@ impl EngineGraphs {
         Ok(Self {
             step: run(step.graph)?,
             batch: batch.map(|b| run(b.graph)).transpose()?,
-            errors: run(ErrorGraph::build(&graph, &trainables)?.graph)?,
+            errors: run(ErrorGraph::build(&forward, &forward_trainables)?.graph)?,
             anchor: anchor.transpose()?,
             denoiser: graph,
             trainables,

@@ -7,13 +7,14 @@ mod arrange;
 mod contract;
 mod create;
 mod elementwise;
+mod fused;
 mod norm;
 mod pick;
 mod resample;
 
 pub use arrange::transpose_perm;
 
-use super::graph::{Graph, Node, TensorType};
+use super::graph::{Graph, MICROSOFT, Node, TensorType};
 use super::view::View;
 use crate::{Error, Result};
 
@@ -22,6 +23,7 @@ pub fn infer(graph: &Graph, node: &Node, outputs: usize) -> Result<Vec<TensorTyp
     let view = View::new(graph, node);
     let found = match node.domain.as_str() {
         "" | "ai.onnx" => standard(&view, outputs)?,
+        MICROSOFT => fused::infer(&view)?,
         _ => None,
     };
     let types = found.ok_or_else(|| unknown(graph, node))?;

@@ -1,0 +1,8 @@
+//! Attention in other forms than an exporter writes it.
+
+mod chunks;
+mod fused;
+mod pattern;
+
+pub use chunks::{in_chunks, in_chunks_of};
+pub use fused::{fused, is_fused_by};

@@ -7,7 +7,7 @@ use ortdpo::Result;
 use ortdpo::autodiff::Recompute;
 use ortdpo::config::runtime::{MixedPrecision, WeightCopies};
 use ortdpo::model_folder::ModelFolder;
-use ortdpo::onnx::Model;
+use ortdpo::onnx::{Model, SHAPE_ONLY};
 use ortdpo::pipeline::geometry;
 use ortdpo::runtime::{self, Arena, ExecutionProvider, RuntimeOptions, SessionOptions};
 use ortdpo::train::bench::{self, BenchOptions, BenchReport};
@@ -115,6 +115,7 @@ impl Bench {
                 ep: self.ep,
                 threads: self.threads.unwrap_or(0),
                 arena: Arena::Shared,
+                only_on_cpu: (self.ep == ExecutionProvider::Cuda).then_some(SHAPE_ONLY),
                 profile: self.profile.clone(),
                 ..SessionOptions::default()
             },

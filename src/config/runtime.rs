@@ -15,6 +15,8 @@ use crate::runtime::ExecutionProvider;
 pub struct RuntimeConfig {
     /// ONNX Runtime's execution provider. One that is asked for and does not work is an error.
     pub ep: ExecutionProvider,
+    /// Whether CUDA may leave operators of a training step to the CPU. Without, a step that is not wholly on the device is refused.
+    pub cpu_fallback: bool,
     /// CPU threads; `null` for one per core.
     pub threads: Option<usize>,
     /// Whether training sessions keep second copies of the weights in the layouts that their kernels like best.
@@ -58,6 +60,7 @@ impl Default for RuntimeConfig {
     fn default() -> Self {
         Self {
             ep: ExecutionProvider::Cpu,
+            cpu_fallback: false,
             threads: None,
             weight_copies: WeightCopies::Auto,
             recompute: Recompute::None,

@@ -10,6 +10,10 @@ use super::graph::{Graph, ValueId};
 use crate::Result;
 use crate::tensor::DType;
 
+/// Name of nodes that compute nothing but shapes, from shapes. They belong on the CPU, where `Reshape` reads its shape on every
+/// device.
+pub const SHAPE_ONLY: &str = "shape";
+
 /// Something that is known only when certain values have been computed.
 #[derive(Debug, Clone, Copy)]
 pub struct Token {
@@ -32,7 +36,7 @@ impl Graph {
             token = Some(match token {
                 None => Token { counted, count },
                 Some(before) => Token {
-                    counted: self.add(before.counted, counted)?,
+                    counted: self.add_shapes(before.counted, counted)?,
                     count: before.count + count,
                 },
             });
@@ -48,7 +52,7 @@ impl Graph {
         let shape: Vec<i64> = self.shape(value).iter().map(|d| *d as i64).collect();
         let less: Vec<i64> = shape.iter().map(|d| d - token.count).collect();
         let less = self.ints(&less);
-        let dims = self.add(less, token.counted)?;
+        let dims = self.add_shapes(less, token.counted)?;
         let known = Constant::integers(DType::I64, &[shape.len()], &shape);
         self.folded.insert(dims, known);
         // A dimension of 0 would mean "copy from the input" without allowzero.
@@ -57,6 +61,13 @@ impl Graph {
             false => Attrs::new(),
         };
         self.op("Reshape", &[value, dims], attrs)
+    }
+
+    fn add_shapes(&mut self, a: ValueId, b: ValueId) -> Result<ValueId> {
+        let sum = self.add(a, b)?;
+        let made = self.nodes.iter_mut().rfind(|n| n.output(0) == Some(sum));
+        made.expect("a sum is of a node").name = SHAPE_ONLY.to_owned();
+        Ok(sum)
     }
 }
 

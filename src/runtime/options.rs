@@ -35,6 +35,9 @@ pub enum Arena {
 pub struct SessionOptions {
     /// Where to compute. Anything but the CPU must really be usable, or building the session fails.
     pub ep: ExecutionProvider,
+    /// Refuse graphs of which the provider leaves other operators to the CPU than those whose nodes have this name: each costs a
+    /// copy of its tensors both ways.
+    pub only_on_cpu: Option<&'static str>,
     /// Threads inside an operator; 0 takes all that this process may use.
     pub threads: usize,
     /// Whether idle threads may wait actively for the next operator of a run.
@@ -71,6 +74,7 @@ impl Default for SessionOptions {
     fn default() -> Self {
         Self {
             ep: ExecutionProvider::Cpu,
+            only_on_cpu: None,
             threads: 0,
             spin: true,
             optimization: OptLevel::All,

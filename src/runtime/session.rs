@@ -10,9 +10,11 @@ use ort::value::{DynValue, Outlet, ValueType};
 
 use super::environment::{RuntimeOptions, init};
 use super::failure::failure;
+use super::placement::Placed;
 use super::value::{TensorView, dtype_of, view};
 use super::{
-    Arena, ExecutionProvider, OptLevel, SessionOptions, SharedWeights, environment, memory_reuse, require,
+    Arena, ExecutionProvider, OptLevel, SessionOptions, SharedWeights, environment, memory_reuse, placement,
+    require,
 };
 use crate::tensor::{DType, Tensor};
 use crate::{Error, Result};
@@ -98,7 +100,7 @@ impl Session {
         }
         let mut builder = builder(&name, options)?;
         let inner = builder.commit_from_file(path).map_err(|e| failure(&name, e))?;
-        Self::new(inner, name, SharedWeights::default())
+        Self::new(inner, name, SharedWeights::default(), options)
     }
 
     /// Loads a serialized model; `folder` is where the files of its external data are.
@@ -133,10 +135,15 @@ impl Session {
         }
         let mut builder = weights.add_to(builder, options).map_err(|e| failure(&name, e))?;
         let inner = builder.commit_from_memory(model).map_err(|e| failure(&name, e))?;
-        Self::new(inner, name, weights.clone())
+        Self::new(inner, name, weights.clone(), options)
     }
 
-    fn new(inner: ort::session::Session, name: String, weights: SharedWeights) -> Result<Self> {
+    fn new(
+        inner: ort::session::Session,
+        name: String,
+        weights: SharedWeights,
+        options: &SessionOptions,
+    ) -> Result<Self> {
         let describe = |outlets: &[Outlet]| {
             outlets
                 .iter()
@@ -144,13 +151,50 @@ impl Session {
                 .collect::<Result<Vec<_>>>()
         };
         let (inputs, outputs) = (describe(inner.inputs())?, describe(inner.outputs())?);
-        Ok(Self {
+        let session = Self {
             inner,
             name,
             inputs,
             outputs,
             _weights: weights,
-        })
+        };
+        if let Some(allowed) = options.only_on_cpu {
+            session.refuse_cpu(allowed)?;
+        }
+        Ok(session)
+    }
+
+    /// Where every operator is computed, if [`SessionOptions::only_on_cpu`] was given.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] where it was not.
+    pub fn placement(&self) -> Result<Vec<Placed>> {
+        placement::placement(&self.inner).map_err(|e| failure(&self.name, e))
+    }
+
+    /// Fails if the CPU has to compute anything but nodes of the name `allowed`.
+    fn refuse_cpu(&self, allowed: &str) -> Result<()> {
+        let placed = self.placement()?;
+        let mut on_cpu: Vec<&str> = placed
+            .iter()
+            .filter(|p| p.is_on_cpu() && !p.is_called(allowed))
+            .map(|p| p.op.as_str())
+            .collect();
+        if on_cpu.is_empty() {
+            return Ok(());
+        }
+        let count = on_cpu.len();
+        on_cpu.sort_unstable();
+        on_cpu.dedup();
+        Err(Error::bad(
+            &self.name,
+            format!(
+                "has {count} of {} operators that the execution provider leaves to the CPU ({}), with copies each way in every run",
+                placed.len(),
+                on_cpu.join(", ")
+            ),
+            "Export the model with another opset or precision, or accept that with `runtime.cpu_fallback: true`.",
+        ))
     }
 
     /// Inputs in the graph's order.
@@ -370,6 +414,9 @@ fn configure(builder: ort::Result<SessionBuilder>, options: &SessionOptions) -> 
         .with_memory_pattern(options.memory_pattern)?
         .with_deterministic_compute(options.deterministic)?
         .with_execution_providers(options.ep.dispatches())?;
+    if options.only_on_cpu.is_some() {
+        builder = placement::record(builder)?;
+    }
     if !options.share_buffers {
         memory_reuse::switch_off(&mut builder);
     }

@@ -6,7 +6,7 @@ use super::engine::EngineOptions;
 use super::weights::weights_of;
 use crate::autodiff::{ConvInputGradient, DeriveOptions, Recompute};
 use crate::config::runtime::MixedPrecision;
-use crate::onnx::{Graph, Model, halves};
+use crate::onnx::{Graph, Model, expand_group_norms, halves};
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::denoiser::{self, Geometry};
 use crate::pipeline::weight_copies;
@@ -58,13 +58,15 @@ impl EngineGraphs {
                 MixedPrecision::Fp16 => borders::in_single(&stored_in(graph, DType::F16, options.model)?),
             }
         };
-        let differentiable = |graph: Graph| match options.recompute {
-            Recompute::None => Ok(graph),
-            _ => attention::in_chunks(graph),
+        let has_fused = attention::is_fused_by(options.session.ep);
+        // One operator for attention keeps no probabilities: its backward pass computes them again.
+        let differentiable = |graph: Graph| match (options.recompute, has_fused) {
+            (Recompute::None, _) => Ok(graph),
+            (_, true) => attention::in_chunks(attention::fused(graph)?),
+            (_, false) => attention::in_chunks(graph),
         };
         let graph = load(&options.geometry)?;
-        // What needs no gradient may be of operators that have none.
-        let forward = match attention::is_fused_by(options.session.ep) {
+        let forward = match has_fused {
             true => attention::fused(graph.clone())?,
             false => graph.clone(),
         };
@@ -109,7 +111,8 @@ impl EngineGraphs {
                 Some((anchor.graph, geometry))
             }
         };
-        let run = |mut graph: Graph| -> Result<Graph> {
+        let run = |graph: Graph| -> Result<Graph> {
+            let mut graph = expand_group_norms(graph)?;
             halves::cast_where_used(&mut graph)?;
             Ok(graph)
         };

@@ -14,13 +14,13 @@ use crate::config::{Config, TrainPlan};
 use crate::data::image::View;
 use crate::data::{self, Dataset, EncodeOptions, OnnxEncoders, PairRow, Part, Stage};
 use crate::objective::Objective;
-use crate::onnx::Graph;
+use crate::onnx::{Graph, SHAPE_ONLY};
 use crate::params::ParamSet;
 use crate::pipeline::denoiser::{Added, Geometry};
 use crate::progress::Console;
 use crate::reference::ReferenceRule;
 use crate::rng::{PairId, Purpose, Streams, Visit};
-use crate::runtime::{Arena, SessionOptions};
+use crate::runtime::{Arena, ExecutionProvider, SessionOptions};
 use crate::traingraph::Reference;
 use crate::{Error, Result, adapter, forecast};
 
@@ -209,7 +209,14 @@ pub fn engine_options<'a>(
         copies: plan.runtime.weight_copies,
         recompute: plan.runtime.recompute,
         mixed_precision: plan.runtime.mixed_precision,
-        session: session_options(plan),
+        session: SessionOptions {
+            // Other providers leave parts of any graph to the CPU, as a matter of course.
+            only_on_cpu: match plan.runtime.ep {
+                ExecutionProvider::Cuda if !plan.runtime.cpu_fallback => Some(SHAPE_ONLY),
+                _ => None,
+            },
+            ..session_options(plan)
+        },
     })
 }
 

@@ -69,8 +69,8 @@ fn part(node: &Node) -> Option<&str> {
     entry.map(|(_, value)| value.as_str())
 }
 
-/// Values that convolutions and products with weights make, and sums of such (a layer, its bias, its adapter): what is dear
-/// to compute again. Products of two activations, as in attention, are not among them.
+/// Values that convolutions and products with weights make, sums of such (a layer, its bias, its adapter), and what attention as
+/// one operator makes: dear to compute again, and small. Products of two activations, as in attention, are not among them.
 fn outputs_of_products(graph: &Graph) -> Vec<bool> {
     let mut kept = vec![false; graph.value_count()];
     let given: HashSet<ValueId> = graph
@@ -83,7 +83,7 @@ fn outputs_of_products(graph: &Graph) -> Vec<bool> {
         let weighs = |v: &ValueId| graph.rank(*v) == 2;
         let is_dear = match node.op.as_str() {
             _ if part(node).is_some() => false,
-            "Conv" | "ConvTranspose" | "Gemm" => true,
+            "Conv" | "ConvTranspose" | "Gemm" | "MultiHeadAttention" => true,
             "MatMul" => node.inputs.iter().flatten().any(weighs),
             "Add" => {
                 let made: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();

@@ -2,6 +2,8 @@
 //!
 //! A rule gets the node, the gradients of its outputs and which inputs matter, and adds nodes that compute the inputs'
 //! gradients. Rules use standard operators of the graph's own opset only.
+//!
+//! The one operator that is not ONNX's own is in `fused_attention`.
 
 mod activation;
 mod arrange;
@@ -10,6 +12,7 @@ mod conv;
 mod einsum;
 mod elementwise;
 mod function;
+mod fused_attention;
 mod gather;
 mod helpers;
 mod matmul;
@@ -23,7 +26,7 @@ mod softmax;
 
 use super::{Context, Gradients};
 use crate::Result;
-use crate::onnx::{Graph, Node};
+use crate::onnx::{Graph, MICROSOFT, Node};
 use crate::tensor::DType;
 
 type Rule = fn(&mut Context) -> Result<Gradients>;
@@ -94,10 +97,12 @@ fn in_single(context: &mut Context) -> Result<Gradients> {
 }
 
 fn as_is(context: &mut Context) -> Result<Gradients> {
-    let known = if context.node.domain.is_empty() {
-        rule(&context.node.op)
-    } else {
-        None
+    let known = match context.node.domain.as_str() {
+        "" => rule(&context.node.op),
+        MICROSOFT if context.node.op == "MultiHeadAttention" => {
+            Some(fused_attention::multi_head_attention as Rule)
+        }
+        _ => None,
     };
     match known {
         Some(rule) => rule(context),

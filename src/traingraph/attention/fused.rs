@@ -1,4 +1,4 @@
-//! Attention as one operator, for forward passes: ONNX Runtime's `MultiHeadAttention`, which goes over keys in blocks and never
+//! Attention as one operator: ONNX Runtime's `MultiHeadAttention`, which goes over keys in blocks and never
 //! has the matrix of all queries by all keys in memory.
 
 use super::pattern::{Attention, find};
@@ -12,7 +12,7 @@ pub fn is_fused_by(ep: ExecutionProvider) -> bool {
     matches!(ep, Cpu | Cuda | DirectMl | WebGpu)
 }
 
-/// `graph` with one operator for every attention of several heads, `[B,H,N,D]`. There is no gradient of it.
+/// `graph` with one operator for every attention of several heads, `[B,H,N,D]`.
 ///
 /// # Errors
 /// None that a caller can cause.

@@ -1,0 +1,206 @@
+//! `MultiHeadAttention` of ONNX Runtime's own domain, in the layout that `traingraph::attention` writes: `O = softmax(s·Q·Kᵀ)·V`
+//! with queries and output (N, S, H·D), keys (N, H, T, D) and values (N, H, T, Dv).
+//!
+//! The operator keeps no probabilities and never has all scores in memory; nor does this backward pass. For a chunk of the
+//! queries at a time (Dao et al. 2022, FlashAttention, appendix B.2):
+//! `P = softmax(s·Q·Kᵀ)`, `dV += Pᵀ·dO`, `dS = P ∘ (dO·Vᵀ − Σ dO∘O)`, `dQ = s·dS·K`, `dK += s·dSᵀ·Q`.
+
+use super::{Context, Gradients};
+use crate::Result;
+use crate::onnx::{Attrs, Graph, Token, ValueId};
+use crate::tensor::DType;
+
+/// Bytes of a chunk's scores in single precision. A matrix of all queries by all keys may be larger only for one query.
+const LIMIT: usize = 64 << 20;
+
+/// The rule.
+pub(super) fn multi_head_attention(c: &mut Context) -> Result<Gradients> {
+    let heads = c.view().int("num_heads", 1).max(1) as usize;
+    let scale = f64::from(c.view().float("scale", 0.0));
+    let [q, k, v, o, d_o] = [c.x(0)?, c.x(1)?, c.x(2)?, c.y0()?, c.dy0()?];
+    let g = &mut *c.graph;
+    let operands = Operands {
+        q: heads_apart(g, q, heads)?,
+        k,
+        v,
+        o: heads_apart(g, o, heads)?,
+        d_o: heads_apart(g, d_o, heads)?,
+        scale,
+    };
+    let [dq, dk, dv] = operands.gradients(g, LIMIT)?;
+    let dq = g.transpose(dq, &[0, 2, 1, 3])?;
+    let shape = g.shape(q).to_vec();
+    let dq = g.reshape(dq, &shape)?;
+    Ok(vec![Some(dq), Some(dk), Some(dv)])
+}
+
+/// (N, S, H·D) → (N, H, S, D).
+fn heads_apart(g: &mut Graph, x: ValueId, heads: usize) -> Result<ValueId> {
+    let [batch, rows, width] = g.shape(x)[..] else {
+        unreachable!("queries and output have three dimensions in the layout that is written")
+    };
+    let apart = g.reshape(x, &[batch, rows, heads, width / heads])?;
+    g.transpose(apart, &[0, 2, 1, 3])
+}
+
+/// All with heads apart.
+struct Operands {
+    q: ValueId,
+    k: ValueId,
+    v: ValueId,
+    o: ValueId,
+    d_o: ValueId,
+    scale: f64,
+}
+
+impl Operands {
+    /// `dQ`, `dK` and `dV`, with scores of at most `limit` bytes at a time.
+    fn gradients(&self, g: &mut Graph, limit: usize) -> Result<[ValueId; 3]> {
+        let [batch, heads, rows, _] = g.shape(self.q)[..] else {
+            unreachable!("heads are apart")
+        };
+        let bytes = batch * heads * rows * g.shape(self.k)[2] * DType::F32.size();
+        let chunks = bytes.div_ceil(limit).clamp(1, rows);
+        let lengths: Vec<i64> = (0..chunks)
+            .map(|i| (rows * (i + 1) / chunks - rows * i / chunks) as i64)
+            .collect();
+        let [q, o, d_o] = [self.q, self.o, self.d_o].map(|x| parts(g, x, &lengths));
+        let (q, o, d_o) = (q?, o?, d_o?);
+
+        let mut found: Vec<ValueId> = Vec::with_capacity(chunks);
+        let mut sums: Option<[ValueId; 2]> = None;
+        let mut token: Option<Token> = None;
+        for i in 0..chunks {
+            let chunk = [q[i], o[i], d_o[i]].map(|x| match token {
+                // One chunk after the other, or all their scores could be there at once.
+                Some(token) => g.after(x, token),
+                None => Ok(x),
+            });
+            let [q, o, d_o] = chunk;
+            let [dq, dk, dv] = self.chunk(g, q?, o?, d_o?)?;
+            let summed = match sums {
+                None => [dk, dv],
+                Some([k, v]) => [g.add(k, dk)?, g.add(v, dv)?],
+            };
+            sums = Some(summed);
+            found.push(dq);
+            if i + 1 < chunks {
+                token = Some(g.token(&[dq, summed[0], summed[1]])?);
+            }
+        }
+        let [dk, dv] = sums.expect("there is at least one chunk");
+        Ok([g.concat(&found, 2)?, dk, dv])
+    }
+
+    /// What a chunk of the queries gives: its own gradient, and its part of those of keys and values.
+    fn chunk(&self, g: &mut Graph, q: ValueId, o: ValueId, d_o: ValueId) -> Result<[ValueId; 3]> {
+        let dtype = g.dtype(q);
+        let scaled = g.scale(q, self.scale)?;
+        let kt = g.transpose_last(self.k)?;
+        let scores = g.matmul(scaled, kt)?;
+        // Sums over keys and exponentials need single precision; the products around them do not.
+        let scores = g.cast(scores, DType::F32)?;
+        let p = g.op("Softmax", &[scores], Attrs::new().int("axis", -1))?;
+        let vt = g.transpose_last(self.v)?;
+        let dp = g.matmul(d_o, vt)?;
+        let dp = g.cast(dp, DType::F32)?;
+        let [wide, wide_d] = [o, d_o].map(|x| g.cast(x, DType::F32));
+        let product = g.mul(wide_d?, wide?)?;
+        let along = g.sum_keep(product, &[3])?;
+        let rest = g.sub(dp, along)?;
+        let ds = g.mul(rest, p)?;
+
+        let (p, ds) = (g.cast(p, dtype)?, g.cast(ds, dtype)?);
+        let pt = g.transpose_last(p)?;
+        let dv = g.matmul(pt, d_o)?;
+        let dst = g.transpose_last(ds)?;
+        let dk = g.matmul(dst, scaled)?;
+        let dq = g.matmul(ds, self.k)?;
+        Ok([g.scale(dq, self.scale)?, dk, dv])
+    }
+}
+
+/// `x` along its rows, in parts of these lengths.
+fn parts(g: &mut Graph, x: ValueId, lengths: &[i64]) -> Result<Vec<ValueId>> {
+    if let [_] = lengths {
+        return Ok(vec![x]);
+    }
+    let sizes = g.ints(lengths);
+    let attrs = Attrs::new().int("axis", 2);
+    g.op_n("Split", &[Some(x), Some(sizes)], attrs, lengths.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::onnx::{TensorType, validate};
+    use crate::pipeline::network::{map_weights, session_over};
+    use crate::runtime::{SessionOptions, TensorView};
+
+    const INPUTS: [(&str, [usize; 4]); 5] = [
+        ("q", [2, 3, 7, 4]),
+        ("k", [2, 3, 5, 4]),
+        ("v", [2, 3, 5, 6]),
+        ("o", [2, 3, 7, 6]),
+        ("d_o", [2, 3, 7, 6]),
+    ];
+
+    /// `dQ`, `dK`, `dV` with `limit`, on numbers that are the same every time.
+    fn run(limit: usize) -> (Graph, Vec<Vec<f32>>) {
+        let mut g = Graph::new("backward", 17);
+        let [q, k, v, o, d_o] =
+            INPUTS.map(|(name, shape)| g.add_input(name, TensorType::new(DType::F32, shape)));
+        let operands = Operands {
+            q,
+            k,
+            v,
+            o,
+            d_o,
+            scale: 0.5,
+        };
+        let found = operands.gradients(&mut g, limit).unwrap();
+        for (value, name) in found.into_iter().zip(["dq", "dk", "dv"]) {
+            let value = g.as_output(value, name).unwrap();
+            g.outputs.push(value);
+        }
+        validate(&g).unwrap();
+        let values = INPUTS.map(|(name, shape)| {
+            let seed = name.len() as f32 + f32::from(name.as_bytes()[0]) / 50.0;
+            let len = shape.iter().product::<usize>();
+            (0..len).map(|i| (i as f32 * seed).sin()).collect::<Vec<f32>>()
+        });
+        let weights = map_weights(&g).unwrap();
+        let mut session = session_over(&g, Path::new("."), &weights, &SessionOptions::default()).unwrap();
+        let given: Vec<_> = INPUTS
+            .iter()
+            .zip(&values)
+            .map(|((name, shape), values)| (*name, TensorView::f32(shape, values)))
+            .collect();
+        let mut outputs = session.run(&given).unwrap();
+        let made = ["dq", "dk", "dv"].map(|name| {
+            let tensor = outputs.take(name).unwrap().into_f32(name).unwrap();
+            tensor.into_raw_vec_and_offset().0
+        });
+        (g, made.into())
+    }
+
+    #[test]
+    fn chunks_give_what_the_whole_gives_with_a_part_of_its_scores() {
+        let (whole, wanted) = run(usize::MAX);
+        // Scores of a query take 120 bytes.
+        let (chunks, found) = run(300);
+        let rows = |g: &Graph| -> Vec<usize> {
+            let softmaxes = g.nodes.iter().filter(|n| n.op == "Softmax");
+            softmaxes.map(|n| g.shape(n.output(0).unwrap())[2]).collect()
+        };
+        assert_eq!((rows(&whole), rows(&chunks)), (vec![7], vec![2, 2, 3]));
+        for (found, wanted) in found.iter().zip(&wanted) {
+            assert_eq!(found.len(), wanted.len());
+            for (f, w) in found.iter().zip(wanted) {
+                assert!((f - w).abs() < 1e-5, "{f} {w}");
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! That whole training steps run on the GPU: ONNX Runtime's CUDA provider is asked for every session of a step and may leave
+//! no operator to the CPU. It decides that when a session is made, for which no GPU is needed, only its libraries:
+//!
+//! ```text
+//! scripts/pretend_gpu.py pretended && . pretended/env && cargo test --test cuda_placement -- --ignored
+//! ```
+
+mod common;
+
+use std::path::Path;
+
+use common::fixtures;
+use common::structures::Structure;
+use ortdpo::autodiff::Recompute;
+use ortdpo::config::runtime::{MixedPrecision, WeightCopies};
+use ortdpo::objective::Dpo;
+use ortdpo::onnx::{Model, SHAPE_ONLY};
+use ortdpo::pipeline::denoiser::{Added, Geometry};
+use ortdpo::runtime::{ExecutionProvider, Session, SessionOptions};
+use ortdpo::train::engine::{Engine, EngineOptions};
+use ortdpo::traingraph::{Reference, Trainables};
+
+const TARGETS: [&str; 4] = ["to_q", "to_k", "to_v", "to_out.0"];
+
+/// What an architecture takes.
+#[derive(Clone, Copy)]
+struct Inputs {
+    latent: [usize; 3],
+    text: [usize; 2],
+    added: Option<Added>,
+}
+
+const TINY: Inputs = Inputs {
+    latent: [4, 8, 8],
+    text: [5, 6],
+    added: None,
+};
+
+/// On the device and nowhere else.
+fn on_cuda() -> SessionOptions {
+    SessionOptions {
+        ep: ExecutionProvider::Cuda,
+        only_on_cpu: Some(SHAPE_ONLY),
+        ..SessionOptions::default()
+    }
+}
+
+/// Makes all sessions of a step that trains LoRA, or every weight.
+fn place(file: &Path, inputs: Inputs, recompute: Recompute, mixed_precision: MixedPrecision, full: bool) {
+    let model = Model::read(file).unwrap();
+    let objective = Dpo::default();
+    let options = EngineOptions {
+        model: &model,
+        geometry: Geometry {
+            samples: 2,
+            latent: inputs.latent,
+            text: inputs.text,
+            added: inputs.added,
+        },
+        guidance: None,
+        pairs: 1,
+        whole_batch: true,
+        objective: &objective,
+        reference: Reference::Input,
+        anchor_samples: Some(2),
+        copies: WeightCopies::Auto,
+        recompute,
+        mixed_precision,
+        session: on_cuda(),
+    };
+    let targets = TARGETS.map(str::to_owned);
+    let built = Engine::build(&options, full, |graph| match full {
+        true => Trainables::full(graph, &["*".into()]),
+        false => Trainables::lora(graph, &targets, 4, 4.0),
+    });
+    if let Err(error) = built {
+        panic!("{} {recompute:?} {mixed_precision:?}: {error}", file.display());
+    }
+}
+
+#[test]
+#[ignore = "needs ONNX Runtime with CUDA, on a GPU or on a pretended one"]
+fn what_the_gpu_does_not_take_is_refused() {
+    // As exported, with open sizes, which are worked out on the CPU.
+    let file = fixtures().join("exports/unet_sd15-legacy17-batch.onnx");
+    let error = Session::from_file(&file, &on_cuda()).unwrap_err();
+    assert!(error.to_string().contains("leaves to the CPU"), "{error}");
+}
+
+#[test]
+#[ignore = "needs ONNX Runtime with CUDA, on a GPU or on a pretended one"]
+fn steps_of_every_export_are_wholly_on_the_gpu() {
+    let mut exports = 0;
+    for entry in std::fs::read_dir(fixtures().join("exports")).unwrap() {
+        let file = entry.unwrap().path();
+        let name = file.file_name().unwrap().to_str().unwrap();
+        if !(name.starts_with("unet_sd15-") && name.ends_with(".onnx")) {
+            continue;
+        }
+        for recompute in [Recompute::None, Recompute::NormAttention, Recompute::Block] {
+            for full in [false, true] {
+                place(&file, TINY, recompute, MixedPrecision::No, full);
+            }
+        }
+        exports += 1;
+    }
+    assert!(exports > 5, "only {exports} exports");
+}
+
+#[test]
+#[ignore = "needs ONNX Runtime with CUDA, on a GPU or on a pretended one"]
+fn steps_in_half_precision_are_wholly_on_the_gpu() {
+    for export in ["dynamo20.onnx", "legacy17.onnx"] {
+        let file = fixtures().join("half").join(export);
+        for recompute in [Recompute::None, Recompute::NormAttention, Recompute::Block] {
+            for precision in [MixedPrecision::No, MixedPrecision::Fp16] {
+                place(&file, TINY, recompute, precision, false);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs ONNX Runtime with CUDA, on a GPU or on a pretended one; 16 GB of memory"]
+fn steps_of_the_real_architectures_are_wholly_on_the_gpu() {
+    let sd15 = Inputs {
+        latent: [4, 64, 64],
+        text: [77, 768],
+        added: None,
+    };
+    for export in ["sd15-legacy17", "sd15-dynamo20"] {
+        let structure = Structure::unpack(export);
+        place(
+            &structure.model(),
+            sd15,
+            Recompute::Block,
+            MixedPrecision::No,
+            false,
+        );
+    }
+}

@@ -24,6 +24,7 @@ pub mod pairs;
 pub mod params;
 pub mod picture;
 pub mod pipeline;
+mod placeholder;
 pub mod plot;
 pub mod progress;
 pub mod prompts;

@@ -242,9 +242,9 @@ fn each_damaged_or_missing_part_is_named() {
     let problem = |name: &str| parts.iter().find(|p| p["name"] == name).unwrap()["problem"].clone();
     for (name, what) in [
         ("unet", "is not an ONNX model"),
-        ("text_encoder", "`weight` is missing"),
+        ("text_encoder", "tensor `weight` is missing"),
         ("vae_encoder", "model.onnx: is missing"),
-        ("vae_decoder", "`weight` is too short"),
+        ("vae_decoder", "too short for tensor `weight`"),
         ("scheduler", "scheduler_config.json: is missing"),
     ] {
         assert!(

@@ -20,6 +20,7 @@ use super::file::{self, ReadTensor};
 use super::keys::{self, Key, ModuleName, Role, Spelling};
 use super::lora::FileScales;
 use super::onnx_adapter;
+use super::whole::check_safetensors;
 use crate::model_folder::Component;
 use crate::{Error, Result};
 
@@ -96,6 +97,18 @@ pub fn read(path: &Path) -> Result<AdapterFile> {
         content,
         metadata,
     })
+}
+
+/// Checks that a file of one of these forms is all there; its tensors are not read.
+///
+/// # Errors
+/// It is cut off, or of no such form.
+pub fn check_file(path: &Path) -> Result<()> {
+    match onnx_adapter::is_one(path)? {
+        // These are read whole whenever they are opened, and small.
+        true => Ok(()),
+        false => check_safetensors(path),
+    }
 }
 
 fn weights(path: &Path, tensors: Vec<(String, ReadTensor)>) -> Result<Content> {

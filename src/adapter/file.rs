@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::whole::check_safetensors;
 use crate::fsutil::write_atomically_with;
 use crate::{Error, Result};
 
@@ -142,14 +143,9 @@ pub fn read(path: &Path) -> Result<ReadFile> {
         let remedy = "Give a safetensors file as diffusers, PEFT or this program write it.";
         Error::bad(path.display().to_string(), what, remedy)
     };
+    check_safetensors(path)?;
     let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    let no_safetensors = |error| match cut_off(&bytes) {
-        Some(what) => {
-            let remedy = "Copy or download it again: the rest is missing.";
-            Error::bad(path.display().to_string(), what, remedy)
-        }
-        None => broken(format!("is not a safetensors file: {error}")),
-    };
+    let no_safetensors = |error| broken(format!("is not a safetensors file: {error}"));
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(no_safetensors)?;
     let content = SafeTensors::deserialize(&bytes).map_err(no_safetensors)?;
     let mut tensors = Vec::new();
@@ -171,22 +167,6 @@ pub fn read(path: &Path) -> Result<ReadFile> {
             .map(|(key, text)| (key.clone(), text.clone().into()))
             .collect(),
     })
-}
-
-/// What to say of the beginning of a safetensors file, if `bytes` are one: its header tells of more than is there.
-fn cut_off(bytes: &[u8]) -> Option<String> {
-    let (length, rest) = bytes.split_first_chunk::<8>()?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
-    let Some(header) = rest.get(..length) else {
-        // Larger headers are not allowed: what looks like one is something else.
-        return (length < 100_000_000 && rest.first() == Some(&b'{'))
-            .then(|| format!("is cut off after {} bytes, within its header", bytes.len()));
-    };
-    let header: Map<String, Value> = serde_json::from_slice(header).ok()?;
-    let end = |entry: &Value| entry.get("data_offsets")?.get(1)?.as_u64();
-    let end = header.values().filter_map(end).max()?;
-    let expected = 8 + length as u64 + end;
-    (expected > bytes.len() as u64).then(|| format!("is cut off: it has {} bytes of {expected}", bytes.len()))
 }
 
 pub(super) fn floats(dtype: Dtype, bytes: &[u8]) -> Option<(Precision, Vec<f32>)> {

@@ -27,6 +27,7 @@ mod lora;
 pub mod names;
 pub mod onnx_adapter;
 pub mod resize;
+mod whole;
 
 pub use base::BaseModel;
 pub use factors::{Lora, ModuleFactors};
@@ -35,6 +36,7 @@ pub use full::save_full;
 pub use init::init_lora;
 pub use keys::{ModuleName, Spelling};
 pub use lora::{LoraScale, load_lora, save_lora};
+pub use whole::check_safetensors;
 
 #[cfg(test)]
 mod tests;

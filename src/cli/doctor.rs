@@ -196,7 +196,8 @@ fn examine_part(model: &ModelFolder, report: ComponentReport, loader: Option<&Se
     };
     if let (None, Some(options), true) = (&part.problem, loader, report.component.is_network()) {
         match model
-            .network(report.component)
+            .check_files(&[report.component])
+            .and_then(|()| model.network(report.component))
             .and_then(|path| Session::from_file(&path, options))
         {
             Ok(session) => {

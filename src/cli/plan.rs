@@ -11,9 +11,9 @@ use ortdpo::forecast::{Calibration, Level, forecast};
 use ortdpo::pipeline::geometry;
 use ortdpo::progress::Console;
 use ortdpo::runtime::{self, RuntimeOptions};
-use ortdpo::train::initial;
 use ortdpo::train::model::Model;
 use ortdpo::train::prepare;
+use ortdpo::train::{initial, inputs};
 use ortdpo::{Error, Result};
 use serde::Serialize;
 
@@ -88,6 +88,7 @@ impl Plan {
     }
 
     fn report(&self, plan: &TrainPlan, console: Console) -> Result<Report> {
+        inputs::check(plan)?;
         let model = Model::open(&plan.model)?;
         let side = plan.data.resolution as usize / geometry::pixels_per_latent(&model.folder);
         let sample = geometry::declared(&model.folder, 1, Some([side; 2]))?;

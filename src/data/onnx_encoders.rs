@@ -5,7 +5,7 @@ use ndarray::ArrayView4;
 use super::encoder::{CaptionEncoder, Encoders, Identity, ImageEncoder};
 use crate::Result;
 use crate::model_folder::{Component, ContentHash, ModelFolder};
-use crate::pipeline::text::parts;
+use crate::pipeline::text::components;
 use crate::pipeline::{Adapters, Embedding, LatentScaling, Moments, PromptTokens, TextEncoders, VaeEncoder};
 use crate::runtime::SessionOptions;
 use crate::text;
@@ -21,11 +21,7 @@ pub struct OnnxEncoders<'a> {
 
 impl Encoders for OnnxEncoders<'_> {
     fn identity(&self) -> Result<Identity> {
-        let parts: Vec<Component> = parts(self.model)?
-            .into_iter()
-            .flat_map(|(tokenizer, encoder)| [tokenizer, encoder])
-            .collect();
-        let captions = self.model.hash(&parts)?;
+        let captions = self.model.hash(&components(self.model)?)?;
         let version = text::TOKENIZER_VERSION.to_le_bytes();
         let captions = blake3::Hasher::new()
             .update(&captions.0)

@@ -24,12 +24,15 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use crate::fsutil::write_atomically;
+use crate::model_folder::ModelFolder;
+use crate::pipeline::Pipeline;
 use crate::progress::Console;
+use crate::reward::RewardModel;
 use crate::runtime::{Arena, SessionOptions};
 use crate::score::Scorer;
 use crate::table::Format;
 use crate::{Error, Result};
-use config::EvalPlan;
+use config::{EvalPlan, ImageSource};
 use manifest::Manifest;
 use results::Results;
 use scores::ModelScores;
@@ -70,6 +73,7 @@ pub fn measure(
         ..SessionOptions::default()
     };
     let cache = output.join(".features");
+    check_files(plan)?;
     // What is wrong with rewards is said before hours of generation, which then need the memory.
     drop(Scorer::open(&plan.rewards, &session, None)?);
     let sets = plan.set_metrics.iter();
@@ -100,6 +104,18 @@ pub fn measure(
         });
     }
     Ok((manifest, scored))
+}
+
+/// Checks that the files of all models, rewards and extractors are there and whole, before any of them is loaded.
+fn check_files(plan: &EvalPlan) -> Result<()> {
+    for model in &plan.models {
+        if let ImageSource::Pipeline { model, adapters } = &model.source {
+            Pipeline::check_files(&ModelFolder::open(model)?, adapters)?;
+        }
+    }
+    let features = plan.set_metrics.iter().map(|set| &set.features);
+    let mut named = plan.rewards.iter().chain(features);
+    named.try_for_each(|name| RewardModel::check_files(name))
 }
 
 /// Computes results and writes them with the manifest and the tables.

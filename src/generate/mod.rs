@@ -63,6 +63,7 @@ pub struct Generated {
 pub fn run(plan: &GeneratePlan, output: &Path, options: &GenerateOptions) -> Result<Generated> {
     plan.check()?;
     let model = ModelFolder::open(&plan.model)?;
+    Pipeline::check_files(&model, &plan.adapters)?;
     let settings = Settings::of(plan, &model)?;
     let mut folder = OutputFolder::open(output, &settings, plan)?;
     let todo: Vec<Work> = plan

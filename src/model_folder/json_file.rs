@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::{Error, Result, placeholder};
 
 /// A JSON object in a file; every complaint about it names the file and the key.
 #[derive(Debug, Clone)]
@@ -22,6 +22,7 @@ impl JsonFile {
     pub fn read(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let text = fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+        placeholder::refuse(&path, text.as_bytes())?;
         let remedy = "Copy the file anew from where the model came from.";
         match serde_json::from_str(&text) {
             Ok(Value::Object(entries)) => Ok(Self { path, entries }),

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 use prost::bytes::Bytes;
 
 use super::graph::TensorType;
+use super::location::Location;
 use super::proto;
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -266,7 +267,13 @@ impl Constant {
         }
         let wanted = shape.iter().product::<usize>() * dtype.size();
         let data = if t.data_location == 1 {
-            external(t, folder, wanted as u64)?
+            let location = Location::of(t, folder, Some(wanted as u64))?;
+            location.check(&t.name)?;
+            TensorData::External {
+                file: Arc::new(location.file),
+                offset: location.offset,
+                length: location.length,
+            }
         } else if !t.raw_data.is_empty() || dtype == DType::String {
             TensorData::Inline(t.raw_data.clone())
         } else {
@@ -340,56 +347,4 @@ fn typed_fields(t: &proto::TensorProto, dtype: DType) -> Bytes {
         DType::String => Vec::new(),
     };
     bytes.into()
-}
-
-/// Finds external data and checks that the file is there and long enough.
-fn external(t: &proto::TensorProto, folder: Option<&Path>, wanted: u64) -> Result<TensorData> {
-    let place = format!("tensor `{}`", t.name);
-    let entry = |key: &str| {
-        t.external_data
-            .iter()
-            .find(|e| e.key == key)
-            .map(|e| e.value.as_str())
-    };
-    let (Some(folder), Some(location)) = (folder, entry("location")) else {
-        return Err(Error::bad(
-            place,
-            "has external data without a location",
-            "Export the model again.",
-        ));
-    };
-    let number = |key: &str| entry(key).map(str::parse::<u64>).transpose();
-    let (Ok(offset), Ok(length)) = (number("offset"), number("length")) else {
-        return Err(Error::bad(
-            place,
-            "has an unreadable offset or length",
-            "Export the model again.",
-        ));
-    };
-    let (offset, length) = (offset.unwrap_or(0), length.unwrap_or(wanted));
-    let file = folder.join(location);
-    let size = std::fs::metadata(&file)
-        .map_err(|e| {
-            Error::bad(
-                file.display().to_string(),
-                format!("external data of {place} is missing ({e})"),
-                "Put the data file beside the model, or export the model again.",
-            )
-        })?
-        .len();
-    if length != wanted || offset.checked_add(length).is_none_or(|end| end > size) {
-        return Err(Error::bad(
-            file.display().to_string(),
-            format!(
-                "is {size} bytes long, too short for {place} (bytes {offset} to {})",
-                offset.saturating_add(wanted)
-            ),
-            "The copy is incomplete; copy the data file again, or export the model again.",
-        ));
-    }
-    Ok(TensorData::External {
-        file: Arc::new(file),
-        offset,
-        length,
-    })
 }

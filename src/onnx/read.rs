@@ -8,7 +8,7 @@ use prost::bytes::Bytes;
 use super::data::dtype_from_onnx;
 use super::proto::{self, DimensionValue, ModelProto};
 use crate::tensor::DType;
-use crate::{Error, Result};
+use crate::{Error, Result, placeholder};
 
 /// Operator sets whose meaning ortdpo knows.
 pub const OPSETS: std::ops::RangeInclusive<i64> = 13..=23;
@@ -49,48 +49,12 @@ impl Model {
     /// Reads `path`. Inline weights stay in the mapped file; external data files are not opened.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
-        let meta = file.metadata().map_err(Error::io(path, "read"))?;
-        if meta.is_dir() {
-            return Err(Error::bad(
-                path.display().to_string(),
-                "is a folder, not an ONNX file",
-                "Name the .onnx file inside it.",
-            ));
-        }
-        let bytes = if meta.len() == 0 {
-            Bytes::new()
-        } else {
-            // SAFETY: the map is read-only. A file that another process shortens meanwhile could fault, as with any
-            // mapped file; models are not written in place by anything this program works with.
-            let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
-            Bytes::from_owner(map)
-        };
-        Self::parse(bytes, path)
+        Self::parse(map(path)?, path)
     }
 
     /// Parses the bytes of a model; `path` says where it lies, for its external data and for errors.
     pub fn parse(bytes: Bytes, path: &Path) -> Result<Self> {
-        let place = path.display().to_string();
-        let size = bytes.len();
-        let proto = ModelProto::decode(bytes).map_err(|e| {
-            Error::bad(
-                place.clone(),
-                format!("is not an ONNX model, or only part of one ({size} bytes read: {e})"),
-                "Check that the file is an .onnx file and was copied completely.",
-            )
-        })?;
-        if proto
-            .graph
-            .as_ref()
-            .is_none_or(|g| g.node.is_empty() && g.output.is_empty())
-        {
-            return Err(Error::bad(
-                place,
-                "is not an ONNX model: it holds no graph",
-                "Check that the file is an .onnx file and was copied completely.",
-            ));
-        }
+        let proto = decode(bytes, path)?;
         let opset = proto
             .opset_import
             .iter()
@@ -98,7 +62,7 @@ impl Model {
             .map_or(1, |o| o.version);
         if !OPSETS.contains(&opset) {
             return Err(Error::bad(
-                place,
+                path.display().to_string(),
                 format!(
                     "uses operator set {opset}; ortdpo reads {} to {}",
                     OPSETS.start(),
@@ -123,10 +87,7 @@ impl Model {
 
     /// Folder that external data is relative to.
     pub fn folder(&self) -> &Path {
-        match self.path.parent() {
-            Some(p) if !p.as_os_str().is_empty() => p,
-            _ => Path::new("."),
-        }
+        folder_of(&self.path)
     }
 
     /// The inputs a caller feeds (initializers listed as inputs are not among them).
@@ -167,5 +128,54 @@ impl Model {
             dtype: dtype_from_onnx(tensor.elem_type, &place)?,
             dims,
         })
+    }
+}
+
+/// Folder that external data of the model at `path` is relative to.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
+}
+
+/// The bytes of a model file, mapped.
+pub(super) fn map(path: &Path) -> Result<Bytes> {
+    let file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
+    let meta = file.metadata().map_err(Error::io(path, "read"))?;
+    if meta.is_dir() {
+        return Err(Error::bad(
+            path.display().to_string(),
+            "is a folder, not an ONNX file",
+            "Name the .onnx file inside it.",
+        ));
+    }
+    if meta.len() == 0 {
+        return Ok(Bytes::new());
+    }
+    // SAFETY: the map is read-only. A file that another process shortens meanwhile could fault, as with any
+    // mapped file; models are not written in place by anything this program works with.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
+    Ok(Bytes::from_owner(map))
+}
+
+/// The message that the bytes of a model hold, which has a graph.
+pub(super) fn decode(bytes: Bytes, path: &Path) -> Result<ModelProto> {
+    const WHOLE: &str = "Check that the file is an .onnx file and was copied completely.";
+    let place = || path.display().to_string();
+    placeholder::refuse(path, &bytes)?;
+    let size = bytes.len();
+    let model = ModelProto::decode(bytes).map_err(|e| {
+        let what = format!("is not an ONNX model, or only part of one ({size} bytes read: {e})");
+        Error::bad(place(), what, WHOLE)
+    })?;
+    let is_empty = |g: &proto::GraphProto| g.node.is_empty() && g.output.is_empty();
+    match model.graph.as_ref().is_none_or(is_empty) {
+        true => Err(Error::bad(
+            place(),
+            "is not an ONNX model: it holds no graph",
+            WHOLE,
+        )),
+        false => Ok(model),
     }
 }

@@ -35,8 +35,9 @@ use image::RgbImage;
 use ndarray::ArrayView4;
 
 use crate::Result;
+use crate::adapter::content;
 use crate::diffusion::sampler::Sampler;
-use crate::model_folder::{JsonFile, ModelFolder};
+use crate::model_folder::{Component, JsonFile, ModelFolder};
 use crate::onnx::Model;
 use crate::runtime::SessionOptions;
 use denoiser::Denoiser;
@@ -128,6 +129,17 @@ impl Pipeline {
             size,
             negative,
         })
+    }
+
+    /// Checks that every file which [`Pipeline::load`] reads is there and all of it, before anything is loaded.
+    ///
+    /// # Errors
+    /// The first file that is not.
+    pub fn check_files(model: &ModelFolder, adapters: &[AdapterRef]) -> Result<()> {
+        model.check_files(&text::components(model)?)?;
+        model.check_files(&[model.denoiser()?, Component::VaeDecoder, Component::Scheduler])?;
+        let check = |adapter: &AdapterRef| content::check_file(&adapter.file()?);
+        adapters.iter().try_for_each(check)
     }
 
     /// Height and width of the images in pixels.

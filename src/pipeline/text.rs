@@ -113,6 +113,17 @@ pub fn parts(model: &ModelFolder) -> Result<Vec<(Component, Component)>> {
     }
 }
 
+/// All of [`parts`], one after the other.
+///
+/// # Errors
+/// As [`parts`].
+pub fn components(model: &ModelFolder) -> Result<Vec<Component>> {
+    let parts = parts(model)?.into_iter();
+    Ok(parts
+        .flat_map(|(tokenizer, encoder)| [tokenizer, encoder])
+        .collect())
+}
+
 /// Whether the denoiser of `model` is of SDXL's kind: hidden states without norm, pooled embedding, time ids.
 pub fn is_xl(model: &ModelFolder) -> bool {
     model.components().contains(&Component::TextEncoder2)

@@ -33,9 +33,10 @@ pub use manifest::Manifest;
 pub use preprocess::Preprocessor;
 pub use prompt::TokenRows;
 
+use crate::adapter::check_safetensors;
 use crate::model_folder::{ContentHash, hash_named};
 use crate::runtime::SessionOptions;
-use crate::{Error, Result};
+use crate::{Error, Result, onnx, placeholder};
 use manifest::{FILE_NAME, Scorer};
 
 /// Changes whenever equal folders would give other features; part of every cache key.
@@ -92,6 +93,15 @@ impl RewardModel {
         Self::open_folder(&find(name_or_folder)?, options)
     }
 
+    /// Checks that every file of a reward model is there and all of it; nothing is loaded.
+    ///
+    /// # Errors
+    /// There is none of that name, its manifest is wrong, or the first file that is not.
+    pub fn check_files(name_or_folder: &str) -> Result<()> {
+        let folder = find(name_or_folder)?;
+        check_files_of(&folder, &Manifest::read(&folder.join(FILE_NAME))?)
+    }
+
     /// Loads the reward model in a folder.
     ///
     /// # Errors
@@ -99,6 +109,7 @@ impl RewardModel {
     pub fn open_folder(folder: &Path, options: &SessionOptions) -> Result<Self> {
         let path = folder.join(FILE_NAME);
         let manifest = Manifest::read(&path)?;
+        check_files_of(folder, &manifest)?;
         let in_manifest = |error| match error {
             Error::BadInput { place, what, remedy } if place.starts_with("scorer.") => {
                 Error::bad(format!("{}: {place}", path.display()), what, remedy)
@@ -298,6 +309,20 @@ impl RewardModel {
             .finalize();
         Ok(ContentHash(*whole.as_bytes()))
     }
+}
+
+fn check_files_of(folder: &Path, manifest: &Manifest) -> Result<()> {
+    for file in manifest.files() {
+        let path = folder.join(file);
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("onnx") => onnx::check_files(&path)?,
+            Some("safetensors") => check_safetensors(&path)?,
+            _ if path.is_file() => placeholder::check(&path)?,
+            // A folder with a tokenizer, or missing, which its reader says better.
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn remembered(

@@ -67,6 +67,10 @@ impl Scorer {
     /// # Errors
     /// A reward cannot be loaded, or two have the same name.
     pub fn open(rewards: &[String], options: &SessionOptions, cache: Option<&Path>) -> Result<Self> {
+        // Before the first is loaded, which may take long.
+        rewards
+            .iter()
+            .try_for_each(|name| RewardModel::check_files(name))?;
         let rewards = rewards.iter().map(|name| RewardModel::open(name, options));
         Self::new(rewards.collect::<Result<_>>()?, cache)
     }

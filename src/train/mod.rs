@@ -10,6 +10,7 @@ pub mod folder;
 pub mod graphs;
 pub mod guard;
 pub mod initial;
+pub mod inputs;
 pub mod loss_scale;
 pub mod memory;
 pub mod model;

@@ -7,6 +7,7 @@ use crate::Result;
 use crate::diffusion::NoiseSchedule;
 use crate::model_folder::{Component, ModelFolder};
 use crate::onnx;
+use crate::pipeline::text;
 
 /// A pipeline folder with what training needs of it read in.
 pub struct Model {
@@ -44,6 +45,9 @@ impl Model {
     pub fn open(root: &Path) -> Result<Self> {
         let folder = ModelFolder::open(root)?;
         let component = folder.denoiser()?;
+        // Before their hashes, for which every byte is read.
+        folder.check_files(&text::components(&folder)?)?;
+        folder.check_files(&[component, Component::VaeEncoder, Component::Scheduler])?;
         let mut hashes = BTreeMap::new();
         for needed in [component].into_iter().chain(AROUND_THE_DENOISER) {
             folder.require(needed)?;

@@ -141,12 +141,12 @@ fn encoders_whose_weights_are_missing_or_cut_short() {
     fs::copy(fixtures().join("runtime/affine.onnx"), folder.join("model.onnx")).unwrap();
     says(
         &refuses_model(&workspace),
-        &["text_encoder/model.onnx: the file with the values of `weight` is missing"],
+        &["text_encoder/affine.data: external data of tensor `weight` is missing"],
     );
     fs::write(folder.join("affine.data"), [0; 4]).unwrap();
     says(
         &refuses_model(&workspace),
-        &["text_encoder/model.onnx: the file with the values of `weight` is too short"],
+        &["text_encoder/affine.data: is 4 bytes long, too short for tensor `weight`"],
     );
     fs::copy(fixtures().join("runtime/affine.data"), folder.join("affine.data")).unwrap();
     says(

@@ -34,7 +34,7 @@ use super::rollout::Policies;
 use super::state::State;
 use super::step::{StepStats, Stepper};
 use super::summary::{HeldOutScores, Manifest, Summary, Versions};
-use super::{memory, results};
+use super::{inputs, memory, results};
 use crate::config::TrainPlan;
 use crate::config::guard::GuardAction;
 use crate::config::reference::{StorageConfig, UpdateConfig};
@@ -78,6 +78,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         true => RunFolder::existing(&options.output)?,
         false => RunFolder::create(&options.output)?,
     };
+    inputs::check(plan)?;
     let model = Model::open(&plan.model)?;
     let data = Data::prepare(plan, &model, options.console, options.stop)?;
     let streams = Streams::new(plan.seed);

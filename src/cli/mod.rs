@@ -18,6 +18,7 @@ pub mod pairs;
 pub mod plan;
 pub mod report;
 pub mod score;
+pub mod settings;
 pub mod show;
 pub mod train;
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 use ortdpo::autodiff::Recompute;
+use ortdpo::config::TrainPlan;
 use ortdpo::config::bytes::ByteSize;
-use ortdpo::config::{Sources, TrainPlan};
 use ortdpo::forecast::{Calibration, Level, forecast};
 use ortdpo::pipeline::geometry;
 use ortdpo::progress::Console;
@@ -18,11 +18,12 @@ use ortdpo::{Error, Result};
 use serde::Serialize;
 
 use super::output::{self, Format};
+use super::settings::Settings;
 
 const EXAMPLES: &str = "\
 Examples:
   ortdpo plan examples/stable-ema.yaml
-  ortdpo plan examples/stable-ema.yaml --set train.pairs_per_step=64 --set runtime.memory_budget=1GiB
+  ortdpo plan examples/stable-ema.yaml --set train.pairs_per_step=64 --memory-budget 1GiB
   ortdpo plan examples/stable-ema.yaml --no-time --format json";
 
 /// Predict the memory and the time of a training run, before anything large is loaded
@@ -35,12 +36,8 @@ pub struct Plan {
     /// The run's configuration, as for `ortdpo train`
     #[arg(value_name = "CONFIG")]
     config: PathBuf,
-    /// A combination of reference and timestep rules, instead of the file's
-    #[arg(long, value_name = "NAME")]
-    preset: Option<String>,
-    /// Set one key, over the file; the value is YAML. Can be given many times
-    #[arg(long, value_name = "PATH.TO.KEY=VALUE")]
-    set: Vec<String>,
+    #[command(flatten)]
+    settings: Settings,
     /// Seconds that may be spent on measuring, about
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
     calibrate: f64,
@@ -74,54 +71,49 @@ impl Plan {
                 "Give seconds above 0.",
             ));
         }
-        let plan = TrainPlan::resolve(&Sources {
-            file: Some(self.config.clone()),
-            preset: self.preset.clone(),
-            set: self.set.clone(),
-        })?;
+        let plan = TrainPlan::resolve(&self.settings.over(Some(self.config)))?;
         runtime::init(&RuntimeOptions::default())?;
-        let report = self.report(&plan, Console::new(quiet))?;
+        let seconds = (!self.no_time).then_some(self.calibrate);
+        let report = report(&plan, seconds, Console::new(quiet))?;
         match self.format {
             Format::Json => output::json(&report),
             Format::Text => output::line(text(&report)),
         }
     }
+}
 
-    fn report(&self, plan: &TrainPlan, console: Console) -> Result<Report> {
-        inputs::check(plan)?;
-        let model = Model::open(&plan.model)?;
-        let side = plan.data.resolution as usize / geometry::pixels_per_latent(&model.folder);
-        let sample = geometry::declared(&model.folder, 1, Some([side; 2]))?;
-        let objective = plan.objective.objective();
-        let options = prepare::engine_options(plan, &model, sample, objective)?;
-        let full = plan.trains_all_weights();
-        let choose = |graph: &_| initial::trainables(&plan.adapter, graph);
-        let mut calibration = match self.no_time {
-            true => None,
-            false => {
-                console.say("measuring operators");
-                Some(Calibration::new(Duration::from_secs_f64(self.calibrate)))
-            }
-        };
-        let mut levels = Vec::new();
-        for recompute in Recompute::ALL {
-            let options = options.recomputing(recompute);
-            levels.push(forecast(&options, full, choose, calibration.as_mut())?);
-        }
-        let budget = plan.runtime.memory_budget;
-        let fits = |level: &&Level| {
-            level.recompute >= plan.runtime.recompute
-                && budget.is_none_or(|budget| level.memory.total() <= budget.0)
-        };
-        Ok(Report {
-            pairs: options.pairs,
-            samples: options.geometry.samples,
-            latent: options.geometry.latent,
-            chosen: levels.iter().find(fits).map(|level| level.recompute),
-            memory_budget: budget,
-            levels,
-        })
+/// The forecasts; times come from `seconds` of measuring.
+fn report(plan: &TrainPlan, seconds: Option<f64>, console: Console) -> Result<Report> {
+    inputs::check(plan)?;
+    let model = Model::open(&plan.model)?;
+    let side = plan.data.resolution as usize / geometry::pixels_per_latent(&model.folder);
+    let sample = geometry::declared(&model.folder, 1, Some([side; 2]))?;
+    let objective = plan.objective.objective();
+    let options = prepare::engine_options(plan, &model, sample, objective)?;
+    let full = plan.trains_all_weights();
+    let choose = |graph: &_| initial::trainables(&plan.adapter, graph);
+    let mut calibration = seconds.map(|seconds| {
+        console.say("measuring operators");
+        Calibration::new(Duration::from_secs_f64(seconds))
+    });
+    let mut levels = Vec::new();
+    for recompute in Recompute::ALL {
+        let options = options.recomputing(recompute);
+        levels.push(forecast(&options, full, choose, calibration.as_mut())?);
     }
+    let budget = plan.runtime.memory_budget;
+    let fits = |level: &&Level| {
+        level.recompute >= plan.runtime.recompute
+            && budget.is_none_or(|budget| level.memory.total() <= budget.0)
+    };
+    Ok(Report {
+        pairs: options.pairs,
+        samples: options.geometry.samples,
+        latent: options.geometry.latent,
+        chosen: levels.iter().find(fits).map(|level| level.recompute),
+        memory_budget: budget,
+        levels,
+    })
 }
 
 fn text(report: &Report) -> String {
@@ -160,9 +152,13 @@ fn text(report: &Report) -> String {
         }
         (None, budget) => {
             let budget = budget.map_or(String::new(), |b| b.to_string());
-            lines.push(format!(
-                "`train` would refuse to run: no level keeps within {budget}"
-            ));
+            let mut refused = format!("`train` would refuse to run: no level keeps within {budget}");
+            // Each level takes less than the one before.
+            if let Some(least) = report.levels.last() {
+                let (enough, level) = (least.memory.budget(), least.recompute);
+                refused += &format!("; {enough} is enough, with recompute: {level}");
+            }
+            lines.push(refused);
         }
     }
     lines.join("\n")

@@ -4,18 +4,20 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
-use ortdpo::config::{self, Sources, TrainPlan};
+use ortdpo::config::{self, TrainPlan};
 use ortdpo::progress::Console;
 use ortdpo::train::summary::Summary;
 use ortdpo::train::{self, RunOptions};
 use ortdpo::{Error, Result};
 
 use super::output;
+use super::settings::Settings;
 
 const EXAMPLES: &str = "\
 Examples:
   ortdpo train --config examples/stable-ema.yaml --output runs/a
   ortdpo train --config examples/stable-ema.yaml --set optimizer.lr=5e-5 --set train.steps=1000
+  ortdpo train --config examples/stable-ema.yaml --ep cuda --memory-budget 12GiB
   ortdpo train --config runs/a/config.yaml --output runs/a --resume
   ortdpo train --config examples/stable-ema.yaml --print-config";
 
@@ -26,8 +28,11 @@ static STOP: AtomicBool = AtomicBool::new(false);
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Train {
+    /// The run's configuration in YAML; examples/ holds whole files
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(flatten)]
-    configuration: Configuration,
+    settings: Settings,
     /// Folder of the run [default: runs/ and the name of the configuration file]
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -39,20 +44,6 @@ pub struct Train {
     record: Option<PathBuf>,
     #[command(flatten)]
     print: Print,
-}
-
-#[derive(Args)]
-struct Configuration {
-    /// The run's configuration in YAML; examples/ holds whole files
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// A combination of reference and timestep rules, instead of the file's: diffusion-dpo, stable-ema,
-    /// stable-ema-pull or rethinking-dpo
-    #[arg(long, value_name = "NAME")]
-    preset: Option<String>,
-    /// Set one key, over the file; the value is YAML. Can be given many times: --set optimizer.lr=1e-4
-    #[arg(long, value_name = "PATH.TO.KEY=VALUE")]
-    set: Vec<String>,
 }
 
 #[derive(Args)]
@@ -74,8 +65,8 @@ impl Train {
         }
         let output = self
             .output
-            .unwrap_or_else(|| default_output(self.configuration.config.as_ref()));
-        let plan = TrainPlan::resolve(&self.configuration.into_sources())?;
+            .unwrap_or_else(|| default_output(self.config.as_ref()));
+        let plan = TrainPlan::resolve(&self.settings.over(self.config))?;
         if self.print.print_config {
             return output::line(plan.to_yaml().trim_end());
         }
@@ -136,14 +127,4 @@ fn held_out(summary: &Summary) -> String {
         ),
     ];
     output::table(["held-out pairs", "before", "after", "ceiling"], rows)
-}
-
-impl Configuration {
-    fn into_sources(self) -> Sources {
-        Sources {
-            file: self.config,
-            preset: self.preset,
-            set: self.set,
-        }
-    }
 }

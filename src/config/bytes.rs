@@ -44,7 +44,10 @@ impl fmt::Display for ByteSize {
         let exact = UNITS.iter().filter(divides).max_by_key(|(_, size)| *size);
         match exact {
             Some((unit, size)) => write!(f, "{}{unit}", self.0 / size),
-            None => write!(f, "{:.3}GiB", self.0 as f64 / UNITS[0].1 as f64),
+            None => {
+                let gib = format!("{:.3}", self.0 as f64 / UNITS[0].1 as f64);
+                write!(f, "{}GiB", gib.trim_end_matches('0'))
+            }
         }
     }
 }

@@ -82,19 +82,16 @@ pub fn fitting(
         }
     }
     let least = least.expect("there is at least one level");
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let enough = least.memory.budget();
     Err(Error::bad(
         "runtime.memory_budget",
         format!(
-            "is {:.1} GiB, but the run takes {:.1} GiB at least (recompute: {})",
-            gib(budget.0),
-            gib(least.memory.total()),
+            "is {budget}, but the run takes {enough} at least (recompute: {})",
             least.recompute
         ),
         format!(
-            "Set it to {:.1}GiB or more, or make steps smaller: train.accumulate, data.resolution. `ortdpo plan` shows \
-             where memory goes.",
-            (gib(least.memory.total()) * 10.0).ceil() / 10.0
+            "Set it to {enough} or more (--memory-budget {enough}), or make steps smaller: train.accumulate, \
+             data.resolution. `ortdpo plan` shows where memory goes."
         ),
     ))
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::config::bytes::ByteSize;
 use crate::onnx::{Graph, weight_bytes};
 use crate::train::graphs::EngineGraphs;
 
@@ -54,6 +55,12 @@ impl Memory {
     /// All of it.
     pub fn total(&self) -> u64 {
         self.parts().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The smallest budget, in hundredths of a GiB, that holds it.
+    pub fn budget(&self) -> ByteSize {
+        const STEP: u64 = (1 << 30) / 100;
+        ByteSize(self.total().div_ceil(STEP) * STEP)
     }
 
     /// Parts with their names, for people.

@@ -11,6 +11,7 @@ use ortdpo::config::data::DataConfig;
 use ortdpo::data::image::View;
 use ortdpo::data::{Dataset, EncodeOptions, OnnxEncoders, Part, open};
 use ortdpo::model_folder::ModelFolder;
+use ortdpo::pipeline::VaePrecision;
 use ortdpo::runtime::SessionOptions;
 use serde_json::Value;
 
@@ -28,6 +29,7 @@ fn prepare(model: &Path, config: &DataConfig, cache: &Path) -> ortdpo::Result<Da
     let encoders = OnnxEncoders {
         model: &model,
         options: SessionOptions::default(),
+        vae: VaePrecision::AsExported,
     };
     let source = open(config, Part::Train)?.expect("the train split is named");
     let options = EncodeOptions::new(config, Part::Train);

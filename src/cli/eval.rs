@@ -106,6 +106,9 @@ struct Sampling {
     /// Threads [default: all]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Compute VAEs in single precision, also those exported in half precision, which may overflow
+    #[arg(long)]
+    vae_fp32: bool,
 }
 
 impl Eval {
@@ -227,6 +230,7 @@ impl Sampling {
         sampling.sampler = self.sampler.or(sampling.sampler.take());
         let runtime = &mut config.runtime;
         runtime.batch = self.batch.unwrap_or(runtime.batch);
+        runtime.vae_fp32 |= self.vae_fp32;
         runtime.ep = self.ep.unwrap_or(runtime.ep);
         runtime.threads = self.threads.unwrap_or(runtime.threads);
     }

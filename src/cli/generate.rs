@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Args;
 use ortdpo::diffusion::sampler::SamplerKind;
 use ortdpo::generate::{self, GenerateOptions, GeneratePlan, Generated};
-use ortdpo::pipeline::{AdapterRef, Guidance};
+use ortdpo::pipeline::{AdapterRef, Guidance, VaePrecision};
 use ortdpo::progress::Console;
 use ortdpo::prompts::{self, Prompt};
 use ortdpo::runtime::{Arena, SessionOptions};
@@ -60,6 +60,9 @@ pub struct Generate {
     batch: usize,
     #[command(flatten)]
     compute: Compute,
+    /// Compute the VAE in single precision, also where it was exported in half precision, which may overflow
+    #[arg(long)]
+    vae_fp32: bool,
     /// How to print the summary
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -131,6 +134,7 @@ impl Generate {
                 arena: Arena::Shared,
                 ..self.compute.session()
             },
+            vae: VaePrecision::of(self.vae_fp32),
             console: Console::new(quiet),
             stop: &STOP,
         };

@@ -24,6 +24,9 @@ pub struct Settings {
     /// recomputation within it is taken
     #[arg(long, value_name = "SIZE")]
     memory_budget: Option<ByteSize>,
+    /// Compute the VAE in single precision, also where it was exported in half precision, which may overflow
+    #[arg(long)]
+    vae_fp32: bool,
 }
 
 impl Settings {
@@ -33,10 +36,11 @@ impl Settings {
         let budget = self
             .memory_budget
             .map(|size| format!("runtime.memory_budget={size}"));
+        let vae = self.vae_fp32.then(|| "runtime.vae_fp32=true".to_owned());
         Sources {
             file,
             preset: self.preset,
-            set: self.set.into_iter().chain(ep).chain(budget).collect(),
+            set: self.set.into_iter().chain(ep).chain(budget).chain(vae).collect(),
         }
     }
 }

@@ -25,6 +25,9 @@ pub struct RuntimeConfig {
     pub recompute: Recompute,
     /// What the denoiser is computed in, where its weights are stored in half precision.
     pub mixed_precision: MixedPrecision,
+    /// Whether the VAE computes in single precision, also where it was exported in half precision, in which SDXL's own
+    /// overflows.
+    pub vae_fp32: bool,
     /// How much memory the process may take, such as `12GiB`: `recompute` goes as far as that needs, and no run begins that
     /// would take more. `ortdpo plan` shows what it would take.
     pub memory_budget: Option<ByteSize>,
@@ -65,6 +68,7 @@ impl Default for RuntimeConfig {
             weight_copies: WeightCopies::Auto,
             recompute: Recompute::None,
             mixed_precision: MixedPrecision::No,
+            vae_fp32: false,
             memory_budget: None,
         }
     }

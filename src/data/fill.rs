@@ -336,7 +336,7 @@ fn not_finite(source: &dyn PairSource) -> Error {
     Error::bad(
         source.place(),
         "the VAE encoder gives values that are no numbers for one of its images",
-        "VAEs in half precision overflow: export the VAE in fp32 (SDXL has a repaired fp16 one).",
+        "VAEs in half precision overflow: set runtime.vae_fp32 to true, or export the VAE in fp32.",
     )
 }
 

@@ -6,7 +6,9 @@ use super::encoder::{CaptionEncoder, Encoders, Identity, ImageEncoder};
 use crate::Result;
 use crate::model_folder::{Component, ContentHash, ModelFolder};
 use crate::pipeline::text::components;
-use crate::pipeline::{Adapters, Embedding, LatentScaling, Moments, PromptTokens, TextEncoders, VaeEncoder};
+use crate::pipeline::{
+    Adapters, Embedding, LatentScaling, Moments, PromptTokens, TextEncoders, VaeEncoder, VaePrecision,
+};
 use crate::runtime::SessionOptions;
 use crate::text;
 
@@ -17,6 +19,8 @@ pub struct OnnxEncoders<'a> {
     pub model: &'a ModelFolder,
     /// How sessions are built.
     pub options: SessionOptions,
+    /// What the VAE computes in.
+    pub vae: VaePrecision,
 }
 
 impl Encoders for OnnxEncoders<'_> {
@@ -27,8 +31,19 @@ impl Encoders for OnnxEncoders<'_> {
             .update(&captions.0)
             .update(&version)
             .finalize();
+        let mut images = self.model.hash(&[Component::VaeEncoder])?;
+        if self.vae == VaePrecision::Single {
+            // Latents of the same images, but others.
+            images = ContentHash(
+                *blake3::Hasher::new()
+                    .update(&images.0)
+                    .update(b"fp32")
+                    .finalize()
+                    .as_bytes(),
+            );
+        }
         Ok(Identity {
-            images: self.model.hash(&[Component::VaeEncoder])?,
+            images,
             captions: ContentHash(*captions.as_bytes()),
         })
     }
@@ -41,6 +56,7 @@ impl Encoders for OnnxEncoders<'_> {
         Ok(Box::new(VaeEncoder::load(
             self.model,
             &self.options,
+            self.vae,
             resolution as usize,
         )?))
     }

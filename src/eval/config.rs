@@ -192,6 +192,8 @@ pub struct RuntimeConfig {
     pub threads: usize,
     /// Images made at a time.
     pub batch: usize,
+    /// Whether VAEs compute in single precision, also those exported in half precision, in which SDXL's own overflows.
+    pub vae_fp32: bool,
 }
 
 impl Default for RuntimeConfig {
@@ -200,6 +202,7 @@ impl Default for RuntimeConfig {
             ep: ExecutionProvider::default(),
             threads: 0,
             batch: 8,
+            vae_fp32: false,
         }
     }
 }

@@ -9,7 +9,7 @@ use super::config::{EvalPlan, ImageSource, ModelPlan};
 use super::manifest::ModelIdentity;
 use super::{EvalOptions, read_json};
 use crate::generate::{self, GenerateOptions, GeneratePlan, Settings};
-use crate::pipeline::{AdapterRef, Guidance};
+use crate::pipeline::{AdapterRef, Guidance, VaePrecision};
 use crate::progress::Console;
 use crate::runtime::SessionOptions;
 use crate::score::source::{self, Picture, Record};
@@ -106,6 +106,7 @@ impl Making<'_> {
                 &output,
                 &GenerateOptions {
                     session: self.session.clone(),
+                    vae: VaePrecision::of(self.plan.runtime.vae_fp32),
                     console: self.options.console,
                     stop: self.options.stop,
                 },

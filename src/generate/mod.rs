@@ -26,7 +26,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use crate::model_folder::ModelFolder;
-use crate::pipeline::{Pipeline, PipelineOptions};
+use crate::pipeline::{Pipeline, PipelineOptions, VaePrecision};
 use crate::progress::Console;
 use crate::runtime::SessionOptions;
 use crate::{Error, Result};
@@ -38,6 +38,8 @@ use folder::OutputFolder;
 pub struct GenerateOptions<'a> {
     /// How sessions are built.
     pub session: SessionOptions,
+    /// What the VAE computes in.
+    pub vae: VaePrecision,
     /// Where progress is shown.
     pub console: Console,
     /// Asks the run to end after the images that are done.
@@ -99,6 +101,7 @@ pub fn run(plan: &GeneratePlan, output: &Path, options: &GenerateOptions) -> Res
 fn pipeline_options(plan: &GeneratePlan, options: &GenerateOptions, images: usize) -> PipelineOptions {
     PipelineOptions {
         session: options.session.clone(),
+        vae: options.vae,
         // A batch that is never full would compute images that nobody wants.
         batch: plan.batch.min(images),
         guidance: plan.guidance,

@@ -26,6 +26,7 @@ mod proto;
 pub mod read;
 mod save;
 mod sequence;
+mod single;
 mod slices;
 pub mod specialize;
 pub mod validate;

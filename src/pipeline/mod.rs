@@ -49,13 +49,15 @@ pub use latent::{LatentScaling, Moments};
 pub use sampling::{Draw, NoiseSource};
 pub use sizes::Sizes;
 pub use text::{Embedding, PromptTokens, TextEncoders};
-pub use vae::{VaeDecoder, VaeEncoder};
+pub use vae::{VaeDecoder, VaeEncoder, VaePrecision};
 
 /// What is fixed when a pipeline is loaded.
 #[derive(Debug, Clone)]
 pub struct PipelineOptions {
     /// How sessions are built.
     pub session: SessionOptions,
+    /// What the VAE computes in.
+    pub vae: VaePrecision,
     /// Images made at a time.
     pub batch: usize,
     /// How predictions for prompt and negative prompt are combined.
@@ -72,6 +74,7 @@ impl Default for PipelineOptions {
     fn default() -> Self {
         Self {
             session: SessionOptions::default(),
+            vae: VaePrecision::default(),
             batch: 1,
             guidance: Guidance::new(7.5),
             clip_skip: 0,
@@ -110,7 +113,7 @@ impl Pipeline {
             0 => encode_negative(&mut text, model, options.negative.as_deref())?,
             _ => encode_negative(&mut text_encoders(0)?, model, options.negative.as_deref())?,
         };
-        let vae = VaeDecoder::load(model, &options.session)?;
+        let vae = VaeDecoder::load(model, &options.session, options.vae)?;
         let component = model.denoiser()?;
         let unet = Model::read(model.network(component)?)?;
         let sizes = Sizes::read(model, &unet)?;

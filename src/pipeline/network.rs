@@ -5,7 +5,7 @@ use std::path::Path;
 use ndarray::{ArrayD, Axis, Slice, concatenate};
 
 use crate::model_folder::{Component, ModelFolder};
-use crate::onnx::{Graph, write};
+use crate::onnx::{Graph, Model, write};
 use crate::runtime::{IoInfo, Session, SessionOptions, SharedWeights, TensorView, WeightSource};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -35,6 +35,25 @@ impl Network {
     ) -> Result<Self> {
         let path = model.network(component)?;
         let session = Session::from_file(&path, options)?;
+        Self::new(path.display().to_string(), component, session, input)
+    }
+
+    /// As [`Network::load`], computing in single precision also where the file holds half precision.
+    ///
+    /// # Errors
+    /// As [`Network::load`].
+    pub fn load_in_single(
+        model: &ModelFolder,
+        component: Component,
+        options: &SessionOptions,
+        input: &str,
+    ) -> Result<Self> {
+        let path = model.network(component)?;
+        let file = Model::read(&path)?;
+        let Some(bytes) = file.in_single_precision()? else {
+            return Self::load(model, component, options, input);
+        };
+        let session = Session::from_bytes(&bytes, Some(file.folder()), options)?;
         Self::new(path.display().to_string(), component, session, input)
     }
 

@@ -9,14 +9,71 @@ use rayon::prelude::*;
 use super::latent::{LatentScaling, Moments};
 use super::network::Network;
 use crate::model_folder::{Component, ModelFolder};
+use crate::onnx::Model;
 use crate::runtime::SessionOptions;
 use crate::tensor::{DType, Tensor};
 use crate::{Error, Result};
+
+/// What a VAE computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VaePrecision {
+    /// What it was exported in.
+    #[default]
+    AsExported,
+    /// Single precision; weights of half precision are widened as they are loaded.
+    Single,
+}
+
+impl VaePrecision {
+    /// As a setting `vae_fp32` says it.
+    pub fn of(vae_fp32: bool) -> Self {
+        match vae_fp32 {
+            true => Self::Single,
+            false => Self::AsExported,
+        }
+    }
+
+    fn load(
+        self,
+        model: &ModelFolder,
+        half: Component,
+        options: &SessionOptions,
+        input: &str,
+    ) -> Result<Network> {
+        match self {
+            Self::AsExported => Network::load(model, half, options, input),
+            Self::Single => Network::load_in_single(model, half, options, input),
+        }
+    }
+
+    /// Whether a VAE in the file `place` computes in half precision.
+    fn is_half(self, place: &str) -> bool {
+        // The file was loaded before: what is wrong with it would have been said.
+        let has_halves = || Model::read(place).and_then(|model| model.has_halves());
+        self == Self::AsExported && has_halves().unwrap_or(false)
+    }
+
+    /// The error that a VAE gives `what`.
+    fn overflown(self, place: &str, what: &str) -> Error {
+        let remedy = match self.is_half(place) {
+            true => {
+                "A VAE in half precision (fp16) overflows, SDXL's own does for most images: compute it in single precision \
+                 with --vae-fp32 (runtime.vae_fp32: true), or take a repaired one such as sdxl-vae-fp16-fix."
+            }
+            false => {
+                "It computes in single precision, so what it is given or its weights are damaged: check the adapter, or \
+                 export the VAE again."
+            }
+        };
+        Error::bad(place, what, remedy)
+    }
+}
 
 /// Moments or latents from images.
 #[derive(Debug)]
 pub struct VaeEncoder {
     network: Network,
+    precision: VaePrecision,
     /// The export gives means and log variances, one behind the other on the channel axis.
     moments: bool,
 }
@@ -26,8 +83,13 @@ impl VaeEncoder {
     ///
     /// # Errors
     /// The network is missing, takes other sizes, or is not a VAE encoder.
-    pub fn load(model: &ModelFolder, options: &SessionOptions, resolution: usize) -> Result<Self> {
-        let network = Network::load(model, Component::VaeEncoder, options, "sample")?;
+    pub fn load(
+        model: &ModelFolder,
+        options: &SessionOptions,
+        precision: VaePrecision,
+        resolution: usize,
+    ) -> Result<Self> {
+        let network = precision.load(model, Component::VaeEncoder, options, "sample")?;
         let fixed = network
             .input("sample")
             .map(|i| i.dims.iter().skip(2).flatten().copied().collect());
@@ -39,7 +101,11 @@ impl VaeEncoder {
         }
         let moments = network.has_output("latent_parameters");
         match moments || network.has_output("latent_sample") {
-            true => Ok(Self { network, moments }),
+            true => Ok(Self {
+                network,
+                precision,
+                moments,
+            }),
             false => Err(network.missing_output("latent_parameters (nor latent_sample)")),
         }
     }
@@ -47,7 +113,7 @@ impl VaeEncoder {
     /// Encodes images (N,3,R,R) with values in [-1, 1].
     ///
     /// # Errors
-    /// The model fails or gives something else than latents.
+    /// The model fails, or gives something else than latents or values that are no numbers.
     pub fn encode(&mut self, images: ArrayView4<f32>) -> Result<Vec<Moments>> {
         let output = match self.moments {
             true => "latent_parameters",
@@ -57,6 +123,10 @@ impl VaeEncoder {
         let channels = latents.len_of(Axis(1));
         if self.moments && channels % 2 != 0 {
             return Err(no_images(&self.network, output, latents.shape()));
+        }
+        if latents.iter().any(|value| !value.is_finite()) {
+            let what = "gives values that are no numbers for an image";
+            return Err(self.precision.overflown(self.network.place(), what));
         }
         let split = |latent: ArrayView3<f32>| match self.moments {
             true => {
@@ -82,6 +152,7 @@ const PIXELS_AT_ONCE: usize = 512 * 1024;
 #[derive(Debug)]
 pub struct VaeDecoder {
     network: Network,
+    precision: VaePrecision,
     scaling: LatentScaling,
 }
 
@@ -90,13 +161,17 @@ impl VaeDecoder {
     ///
     /// # Errors
     /// The network or its config is missing, or it is not a VAE decoder.
-    pub fn load(model: &ModelFolder, options: &SessionOptions) -> Result<Self> {
-        let network = Network::load(model, Component::VaeDecoder, options, "latent_sample")?;
+    pub fn load(model: &ModelFolder, options: &SessionOptions, precision: VaePrecision) -> Result<Self> {
+        let network = precision.load(model, Component::VaeDecoder, options, "latent_sample")?;
         if !network.has_output("sample") {
             return Err(network.missing_output("sample"));
         }
         let scaling = LatentScaling::read(&model.config(Component::VaeDecoder)?)?;
-        Ok(Self { network, scaling })
+        Ok(Self {
+            network,
+            precision,
+            scaling,
+        })
     }
 
     /// Height and width in latent units that the export fixes, if it does.
@@ -132,7 +207,8 @@ impl VaeDecoder {
     /// (3,H,W) in [-1, 1] to bytes, rounded as diffusers does.
     fn to_image(&self, decoded: ArrayView3<f32>) -> Result<RgbImage> {
         if decoded.iter().any(|value| !value.is_finite()) {
-            return Err(self.overflown("gives an image with values that are no numbers"));
+            let what = "gives an image with values that are no numbers";
+            return Err(self.precision.overflown(self.network.place(), what));
         }
         let (_, height, width) = decoded.dim();
         let image = RgbImage::from_fn(width as u32, height as u32, |x, y| {
@@ -142,20 +218,13 @@ impl VaeDecoder {
             };
             image::Rgb([byte(0), byte(1), byte(2)])
         });
-        let halves = self
-            .network
-            .input("latent_sample")
-            .is_some_and(|input| input.dtype == DType::F16);
-        match halves && image.as_raw().iter().all(|byte| *byte == 0) {
-            true => Err(self.overflown("gives an image that is black all over")),
+        let is_black = image.as_raw().iter().all(|byte| *byte == 0);
+        match is_black && self.precision.is_half(self.network.place()) {
+            true => Err(self
+                .precision
+                .overflown(self.network.place(), "gives an image that is black all over")),
             false => Ok(image),
         }
-    }
-
-    fn overflown(&self, what: &str) -> Error {
-        let remedy = "A VAE in half precision (fp16) overflows, SDXL's own does for most images: export the VAE in \
-                      fp32, or take a repaired one such as sdxl-vae-fp16-fix.";
-        Error::bad(self.network.place(), what, remedy)
     }
 }
 
@@ -195,7 +264,7 @@ mod tests {
     use crate::onnx::{Constant, Graph, TensorType, save};
 
     /// A pipeline folder whose decoder multiplies three of four latent channels by a number.
-    fn decoder(folder: &Path, dtype: DType, factor: f64) -> VaeDecoder {
+    fn decoder(folder: &Path, dtype: DType, factor: f64, precision: VaePrecision) -> VaeDecoder {
         let mut g = Graph::new("decoder", 17);
         let latent = g.add_input("latent_sample", TensorType::new(dtype, [1, 4, 2, 2]));
         let three = g.slice(latent, 1, 0, 3).unwrap();
@@ -216,13 +285,37 @@ mod tests {
         )
         .unwrap();
         let model = ModelFolder::open(folder).unwrap();
-        VaeDecoder::load(&model, &SessionOptions::default()).unwrap()
+        VaeDecoder::load(&model, &SessionOptions::default(), precision).unwrap()
     }
 
     /// Two images of one value.
     fn decoded(dtype: DType, factor: f64, value: f32) -> Result<Vec<RgbImage>> {
         let folder = tempfile::tempdir().unwrap();
-        decoder(folder.path(), dtype, factor).decode(Array4::from_elem((2, 4, 2, 2), value).view())
+        let mut decoder = decoder(folder.path(), dtype, factor, VaePrecision::AsExported);
+        decoder.decode(Array4::from_elem((2, 4, 2, 2), value).view())
+    }
+
+    #[test]
+    fn in_single_precision_nothing_overflows() {
+        let folder = tempfile::tempdir().unwrap();
+        let decode = |factor: f64, value: f32| {
+            let mut decoder = decoder(folder.path(), DType::F16, factor, VaePrecision::Single);
+            decoder.decode(Array4::from_elem((2, 4, 2, 2), value).view())
+        };
+        // (1 / 0.5 + 1) · 60,000 is more than half precision holds, and white.
+        assert!(
+            decode(6e4, 1.0).unwrap()[0]
+                .as_raw()
+                .iter()
+                .all(|byte| *byte == 255)
+        );
+        assert!(decode(-1.0, 1.0).is_ok());
+        // The remedy is not to do what is done already.
+        let error = decode(1.0, f32::NAN).unwrap_err().to_string();
+        assert!(
+            error.contains("computes in single precision") && !error.contains("--vae-fp32"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -245,7 +338,7 @@ mod tests {
     fn a_vae_that_overflows_in_half_precision_is_named() {
         for (factor, says) in [(6e4, "values that are no numbers"), (-1.0, "black all over")] {
             let error = decoded(DType::F16, factor, 1.0).unwrap_err().to_string();
-            assert!(error.contains(says) && error.contains("fp16"), "{error}");
+            assert!(error.contains(says) && error.contains("--vae-fp32"), "{error}");
             assert!(error.contains("vae_decoder/model.onnx"), "{error}");
         }
         // Black can be meant; in single precision nothing overflows.

@@ -12,6 +12,7 @@ use ndarray::ArrayView4;
 
 use super::engine::{Engine, Samples};
 use super::model::Model;
+use crate::config::Config;
 use crate::config::samples::SamplesConfig;
 use crate::diffusion::sampler::{SamplerConfig, sampler};
 use crate::diffusion::{NoiseSchedule, Timestep};
@@ -22,7 +23,7 @@ use crate::picture::{Cell, grid, write_png};
 use crate::pipeline::denoiser::{Conditioning, Geometry};
 use crate::pipeline::sampling::{Guided, Predict};
 use crate::pipeline::{
-    Adapters, Embedding, Guidance, PromptTokens, TextEncoders, VaeDecoder, encode_negative,
+    Adapters, Embedding, Guidance, PromptTokens, TextEncoders, VaeDecoder, VaePrecision, encode_negative,
 };
 use crate::reward::RewardModel;
 use crate::rng::Streams;
@@ -39,6 +40,7 @@ pub struct Pictures {
     sampler: SamplerConfig,
     folder: ModelFolder,
     session: SessionOptions,
+    vae: VaePrecision,
 }
 
 /// What was drawn and what the reward models said.
@@ -87,7 +89,9 @@ impl Pictures {
     ///
     /// # Errors
     /// The prompts cannot be read, or a network of the pipeline or a reward model cannot be used.
-    pub fn prepare(config: &SamplesConfig, model: &Model, session: &SessionOptions) -> Result<Option<Self>> {
+    pub fn prepare(config: &Config, model: &Model, session: &SessionOptions) -> Result<Option<Self>> {
+        let vae = VaePrecision::of(config.runtime.vae_fp32);
+        let config = &config.samples;
         if !config.is_on() {
             return Ok(None);
         }
@@ -106,7 +110,7 @@ impl Pictures {
         if let Some(kind) = config.sampler {
             sampler = sampler.with_kind(kind);
         }
-        VaeDecoder::load(&model.folder, session)?;
+        VaeDecoder::load(&model.folder, session, vae)?;
         for model in config.rewards.iter().chain(&config.features) {
             RewardModel::open(model, session)?;
         }
@@ -115,6 +119,7 @@ impl Pictures {
             config: config.clone(),
             folder: model.folder.clone(),
             session: session.clone(),
+            vae,
             texts,
             negative,
             sampler,
@@ -174,7 +179,7 @@ impl Pictures {
         let [c, h, w] = engine.geometry().latent;
         let rows = if guidance.is_on() { 2 } else { 1 };
         let at_once = (engine.geometry().samples / rows).max(1);
-        let mut vae = VaeDecoder::load(&self.folder, &self.session)?;
+        let mut vae = VaeDecoder::load(&self.folder, &self.session, self.vae)?;
         let all: Vec<usize> = (0..self.texts.len() * self.config.images_per_prompt).collect();
         let streams = Streams::new(self.config.seed);
         let mut images = Vec::with_capacity(all.len());

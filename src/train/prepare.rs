@@ -16,6 +16,7 @@ use crate::data::{self, Dataset, EncodeOptions, OnnxEncoders, PairRow, Part, Sta
 use crate::objective::Objective;
 use crate::onnx::{Graph, SHAPE_ONLY};
 use crate::params::ParamSet;
+use crate::pipeline::VaePrecision;
 use crate::pipeline::denoiser::{Added, Geometry};
 use crate::progress::Console;
 use crate::reference::ReferenceRule;
@@ -139,6 +140,7 @@ fn dataset(
             threads: config.runtime.threads.unwrap_or(0),
             ..SessionOptions::default()
         },
+        vae: VaePrecision::of(config.runtime.vae_fp32),
     };
     let name = match part {
         Part::Train => "encoding train",

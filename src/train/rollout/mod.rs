@@ -45,7 +45,9 @@ use crate::diffusion::{NoiseSchedule, SamplerKind, Timestep};
 use crate::objective::{Baseline, Experience, Needs};
 use crate::params::ParamSet;
 use crate::pipeline::denoiser::Geometry;
-use crate::pipeline::{Adapters, Embedding, Guidance, PromptTokens, Sizes, TextEncoders, encode_negative};
+use crate::pipeline::{
+    Adapters, Embedding, Guidance, PromptTokens, Sizes, TextEncoders, VaePrecision, encode_negative,
+};
 use crate::progress::Console;
 use crate::rng::{PairId, Purpose, Streams, Visit};
 use crate::timestep::TimestepRule;
@@ -115,7 +117,10 @@ impl<'a> Rollouts<'a> {
         let negative = encode_negative(&mut encoders, &model.folder, rollout.negative.as_deref())?;
         let rater = match prompts.are_labelled() {
             true => None,
-            false => Some(Rater::load(&model.folder, &rollout.reward, &session)?),
+            false => {
+                let vae = VaePrecision::of(config.runtime.vae_fp32);
+                Some(Rater::load(&model.folder, &rollout.reward, &session, vae)?)
+            }
         };
         let streams = Streams::new(config.seed);
         Ok(Self {

@@ -4,7 +4,7 @@ use image::RgbImage;
 use ndarray::ArrayView4;
 
 use crate::model_folder::ModelFolder;
-use crate::pipeline::VaeDecoder;
+use crate::pipeline::{VaeDecoder, VaePrecision};
 use crate::reward::RewardModel;
 use crate::runtime::SessionOptions;
 use crate::{Error, Result};
@@ -20,9 +20,14 @@ impl Rater {
     ///
     /// # Errors
     /// The pipeline has no usable decoder, or the reward model cannot be found or used.
-    pub fn load(model: &ModelFolder, reward: &str, session: &SessionOptions) -> Result<Self> {
+    pub fn load(
+        model: &ModelFolder,
+        reward: &str,
+        session: &SessionOptions,
+        vae: VaePrecision,
+    ) -> Result<Self> {
         Ok(Self {
-            vae: VaeDecoder::load(model, session)?,
+            vae: VaeDecoder::load(model, session, vae)?,
             reward: RewardModel::open(reward, session)?,
         })
     }

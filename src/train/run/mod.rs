@@ -129,7 +129,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         engine,
         state,
         probe: None,
-        pictures: Pictures::prepare(&plan.samples, &model, &prepare::session_options(plan))?,
+        pictures: Pictures::prepare(plan, &model, &prepare::session_options(plan))?,
         noise_schedule: &model.schedule,
         folder: reserved.folder().clone(),
         held: heldout

@@ -14,8 +14,8 @@ use ortdpo::config::samples::SamplesConfig;
 use ortdpo::generate::{self, GenerateOptions, GeneratePlan};
 use ortdpo::objective::Dpo;
 use ortdpo::params::ParamSet;
-use ortdpo::pipeline::Guidance;
 use ortdpo::pipeline::denoiser::Geometry;
+use ortdpo::pipeline::{Guidance, VaePrecision};
 use ortdpo::progress::Console;
 use ortdpo::prompts::Prompt;
 use ortdpo::rng::{Purpose, Streams};
@@ -73,9 +73,14 @@ fn they_are_what_generate_makes() {
         seed: 11,
         ..SamplesConfig::default()
     };
-    let pictures = Pictures::prepare(&config, &model, &SessionOptions::default())
-        .unwrap()
-        .unwrap();
+    let pictures = Pictures::prepare(
+        &config,
+        &model,
+        VaePrecision::default(),
+        &SessionOptions::default(),
+    )
+    .unwrap()
+    .unwrap();
     let mut on = |_| ControlFlow::Continue(());
     let drawn = pictures
         .draw(&mut engine, &weights, &model.schedule, &mut on)
@@ -100,6 +105,7 @@ fn they_are_what_generate_makes() {
     let stop = AtomicBool::new(false);
     let options = GenerateOptions {
         session: SessionOptions::default(),
+        vae: VaePrecision::default(),
         console: Console::Quiet,
         stop: &stop,
     };

@@ -12,7 +12,6 @@ use ndarray::ArrayView4;
 
 use super::engine::{Engine, Samples};
 use super::model::Model;
-use crate::config::Config;
 use crate::config::samples::SamplesConfig;
 use crate::diffusion::sampler::{SamplerConfig, sampler};
 use crate::diffusion::{NoiseSchedule, Timestep};
@@ -89,9 +88,12 @@ impl Pictures {
     ///
     /// # Errors
     /// The prompts cannot be read, or a network of the pipeline or a reward model cannot be used.
-    pub fn prepare(config: &Config, model: &Model, session: &SessionOptions) -> Result<Option<Self>> {
-        let vae = VaePrecision::of(config.runtime.vae_fp32);
-        let config = &config.samples;
+    pub fn prepare(
+        config: &SamplesConfig,
+        model: &Model,
+        vae: VaePrecision,
+        session: &SessionOptions,
+    ) -> Result<Option<Self>> {
         if !config.is_on() {
             return Ok(None);
         }

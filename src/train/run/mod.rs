@@ -41,6 +41,7 @@ use crate::config::reference::{StorageConfig, UpdateConfig};
 use crate::data::Dataset;
 use crate::diffusion::NoiseSchedule;
 use crate::objective::Objective;
+use crate::pipeline::VaePrecision;
 use crate::progress::Console;
 use crate::reference::ReferenceWeights;
 use crate::rng::Streams;
@@ -129,7 +130,12 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         engine,
         state,
         probe: None,
-        pictures: Pictures::prepare(plan, &model, &prepare::session_options(plan))?,
+        pictures: Pictures::prepare(
+            &plan.samples,
+            &model,
+            VaePrecision::of(plan.runtime.vae_fp32),
+            &prepare::session_options(plan),
+        )?,
         noise_schedule: &model.schedule,
         folder: reserved.folder().clone(),
         held: heldout

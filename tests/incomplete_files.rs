@@ -199,4 +199,14 @@ fn adapters_are_looked_at_first() {
             assert!(text.contains(what), "{command}: {text}");
         }
     }
+    // Of another kind of model.
+    fs::copy(fixtures().join("trajectories/sdxl-first.safetensors"), &path).unwrap();
+    for command in [
+        format!("{GENERATE} --adapter a.safetensors"),
+        EVAL.replace("b=other", "b=other+a.safetensors"),
+        "merge --model model --adapter a.safetensors --output out".to_owned(),
+    ] {
+        let text = said(folder.path(), &command);
+        assert!(text.contains("a.safetensors: does not fit "), "{command}: {text}");
+    }
 }

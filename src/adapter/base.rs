@@ -1,6 +1,6 @@
 //! Which kind of model an adapter was trained on, told from its modules.
 
-use super::factors::{Lora, ModuleFactors};
+use super::factors::ModuleFactors;
 use super::names;
 use crate::model_folder::Component;
 
@@ -26,23 +26,18 @@ impl std::fmt::Display for BaseModel {
 }
 
 impl BaseModel {
-    /// The family of the model that `lora` fits, if its modules tell: by the width of what cross-attention reads, else
+    /// The family of the model that `modules` fit, if they tell: by the width of what cross-attention reads, else
     /// by layers that only SDXL has.
-    pub fn of(lora: &Lora) -> Option<Self> {
+    pub fn of(modules: &[ModuleFactors]) -> Option<Self> {
         let reads_captions = |m: &&ModuleFactors| {
             let name = m.module.flat();
             m.component == Component::Unet && (name.ends_with("attn2_to_k") || name.ends_with("attn2_to_v"))
         };
-        match lora
-            .modules
-            .iter()
-            .find(reads_captions)
-            .map(ModuleFactors::columns)
-        {
+        match modules.iter().find(reads_captions).map(ModuleFactors::columns) {
             Some(768) => Some(Self::Sd1),
             Some(1024) => Some(Self::Sd2),
             Some(2048) => Some(Self::Sdxl),
-            _ => lora.modules.iter().any(is_sdxls).then_some(Self::Sdxl),
+            _ => modules.iter().any(is_sdxls).then_some(Self::Sdxl),
         }
     }
 }

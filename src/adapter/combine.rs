@@ -35,6 +35,7 @@ pub fn combine(parts: &[Part]) -> Result<Lora> {
             by_module.entry(key).or_default().push((part, module));
         }
     }
+    check_shapes(by_module.values().map(Vec::as_slice))?;
     let modules = by_module.into_values().map(|found| join(&found));
     let name = |part: &Part| {
         let file = part.path.file_name().unwrap_or_default().to_string_lossy();
@@ -42,30 +43,49 @@ pub fn combine(parts: &[Part]) -> Result<Lora> {
     };
     let note = parts.iter().map(name).collect::<Vec<_>>().join(" ");
     Ok(Lora {
-        modules: modules.collect::<Result<_>>()?,
+        modules: modules.collect(),
         metadata: BTreeMap::from([(NOTE.to_owned(), note)]),
     })
 }
 
-fn join(found: &[(&Part, &ModuleFactors)]) -> Result<ModuleFactors> {
-    let (first_part, first) = found[0];
-    for (part, module) in found {
-        if (module.columns(), module.outputs()) != (first.columns(), first.outputs()) {
-            return Err(Error::bad(
-                part.path.display().to_string(),
-                format!(
-                    "has factors of shapes {:?} and {:?} for `{}`, where {} has {:?} and {:?}",
-                    module.down.shape,
-                    module.up.shape,
-                    module.place(),
-                    first_part.path.display(),
-                    first.down.shape,
-                    first.up.shape
-                ),
-                "Merge adapters that were trained on the same kind of model.",
-            ));
-        }
+/// Adapters that have a module in common, each with its factors.
+type Common<'a> = [(&'a Part, &'a ModuleFactors)];
+
+/// Refuses modules whose factors have other shapes in one adapter than in another; of those the first is shown.
+fn check_shapes<'a>(modules: impl Iterator<Item = &'a Common<'a>>) -> Result<()> {
+    let (mut common, mut differing) = (0, Vec::new());
+    for found in modules.filter(|found| found.len() > 1) {
+        common += 1;
+        let shape = |module: &ModuleFactors| (module.columns(), module.outputs());
+        let other = found
+            .iter()
+            .find(|(_, module)| shape(module) != shape(found[0].1));
+        differing.extend(other.map(|other| (found[0], *other)));
     }
+    let Some(&((first_part, first), (part, module))) = differing.first() else {
+        return Ok(());
+    };
+    let more = match differing.len() {
+        1 => String::new(),
+        all => format!("; {all} of {common} modules that they have in common differ"),
+    };
+    Err(Error::bad(
+        part.path.display().to_string(),
+        format!(
+            "has factors of shapes {:?} and {:?} for `{}`, where {} has {:?} and {:?}{more}",
+            module.down.shape,
+            module.up.shape,
+            module.place(),
+            first_part.path.display(),
+            first.down.shape,
+            first.up.shape
+        ),
+        "Merge adapters that were trained on the same kind of model.",
+    ))
+}
+
+fn join(found: &Common) -> ModuleFactors {
+    let first = found[0].1;
     let scales: Vec<f64> = found.iter().map(|(part, m)| m.scale() * part.scale).collect();
     let rank: usize = found.iter().map(|(_, m)| m.rank()).sum();
     // An alpha of 0 means "as the rank" to some readers, and none expects a negative one.
@@ -101,13 +121,13 @@ fn join(found: &[(&Part, &ModuleFactors)]) -> Result<ModuleFactors> {
     );
     let dotted = found.iter().map(|(_, m)| &m.module);
     let named = dotted.clone().find(|name| matches!(name, ModuleName::Path(_)));
-    Ok(ModuleFactors {
+    ModuleFactors {
         component: first.component,
         module: named.unwrap_or(&first.module).clone(),
         down,
         up,
         alpha,
-    })
+    }
 }
 
 /// A tensor as `first`, but of this rank along `axis`, in the type that all of `parts` have, else in 32 bits.

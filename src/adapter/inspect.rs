@@ -75,7 +75,7 @@ pub fn summarise(file: &AdapterFile) -> Summary {
             };
             let norms: Vec<f64> = modules.par_iter().map(norm).collect();
             (
-                BaseModel::of(&lora).map(|b| b.to_string()),
+                BaseModel::of(&lora.modules).map(|b| b.to_string()),
                 of_modules(modules, &norms),
                 groups(modules, &norms),
             )

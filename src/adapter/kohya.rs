@@ -36,7 +36,7 @@ pub enum Naming {
 /// # Errors
 /// A module has no name in this form; the file cannot be written.
 pub fn write(path: &Path, lora: &Lora, naming: Naming) -> Result<()> {
-    let base = BaseModel::of(lora);
+    let base = BaseModel::of(&lora.modules);
     let is_xl = base == Some(BaseModel::Sdxl);
     let ldm = match naming {
         Naming::Auto => is_xl,

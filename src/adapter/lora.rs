@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::content::listed;
 use super::file::{self, NamedTensor, Precision, ReadTensor};
 use crate::params::{Layout, ParamSet};
 use crate::{Error, Result};
@@ -121,7 +122,7 @@ pub(super) fn most_common<T: Ord>(values: impl Iterator<Item = T>) -> Option<T> 
 /// that the adapted model is the file's.
 ///
 /// # Errors
-/// The file is no adapter, or one of other modules or another rank; the first difference is named.
+/// The file is no adapter, or one of other modules or another rank: differences are counted, and some named.
 pub fn load_lora(path: &Path, prefix: &str, layout: &Arc<Layout>, scale: LoraScale) -> Result<ParamSet> {
     let content = file::read(path)?;
     let file = AdapterFile {
@@ -153,34 +154,57 @@ struct AdapterFile<'a> {
 }
 
 impl AdapterFile<'_> {
+    /// Refuses an adapter that is not of exactly the tensors of `layout`, with the number of each kind of difference.
     fn check_against(&self, layout: &Layout) -> Result<()> {
-        let refuse =
-            |what: String, remedy: &str| Err(Error::bad(self.path.display().to_string(), what, remedy));
-        let targets = "Set adapter.targets and adapter.rank to those of the file.";
-        if let Some(name) = self.tensors.keys().find(|name| layout.index_of(name).is_none()) {
-            return refuse(
-                format!("adapts `{name}`, which is not among the trained layers"),
-                targets,
-            );
+        let refuse = |what: String, remedy| Err(Error::bad(self.path.display().to_string(), what, remedy));
+        let mut differences = Vec::new();
+        let foreign: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        let foreign: Vec<&str> = foreign
+            .into_iter()
+            .filter(|name| layout.index_of(name).is_none())
+            .collect();
+        if !foreign.is_empty() {
+            differences.push(format!(
+                "adapts {} not among the trained layers ({} of {} tensors)",
+                listed(&foreign),
+                foreign.len(),
+                self.tensors.len()
+            ));
         }
-        for (index, name) in layout.names().iter().enumerate() {
-            let Some(tensor) = self.tensors.get(name) else {
-                return refuse(format!("has no `{name}`, which is to be trained"), targets);
+        let trained = || layout.names().iter().enumerate();
+        let missing: Vec<&str> = trained()
+            .map(|(_, name)| name.as_str())
+            .filter(|name| !self.tensors.contains_key(*name))
+            .collect();
+        if !missing.is_empty() {
+            differences.push(format!("has no {}, to be trained", listed(&missing)));
+        }
+        let mut shapes = trained().filter_map(|(index, name)| {
+            let (tensor, expected) = (self.tensors.get(name)?, layout.shape(index));
+            (tensor.shape != expected)
+                .then(|| format!("`{name}` of shape {:?} instead of {expected:?}", tensor.shape))
+        });
+        if let Some(first) = shapes.next() {
+            let more = shapes.count();
+            let more = if more > 0 {
+                format!(" and {more} more of other shapes")
+            } else {
+                String::new()
             };
-            let expected = layout.shape(index);
-            if tensor.shape != expected {
-                let what = format!(
-                    "holds `{name}` of shape {:?} instead of {expected:?}",
-                    tensor.shape
-                );
-                return refuse(what, targets);
-            }
-            if !tensor.values.iter().all(|value| value.is_finite()) {
-                let what = format!("holds values in `{name}` that are not finite");
-                return refuse(what, "Save the adapter anew: its training may have diverged.");
-            }
+            differences.push(format!("holds {first}{more}"));
         }
-        Ok(())
+        if !differences.is_empty() {
+            let remedy = "Set adapter.targets and adapter.rank to those of the file, or give one of this kind of model.";
+            return refuse(differences.join("; "), remedy);
+        }
+        let is_damaged = |(_, tensor): &(&String, &ReadTensor)| !tensor.values.iter().all(|v| v.is_finite());
+        match self.tensors.iter().find(is_damaged) {
+            None => Ok(()),
+            Some((name, _)) => refuse(
+                format!("holds values in `{name}` that are not finite"),
+                "Save the adapter anew: its training may have diverged.",
+            ),
+        }
     }
 }
 

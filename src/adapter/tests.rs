@@ -167,13 +167,15 @@ fn lower_precisions_round_to_their_nearest_value() {
 }
 
 #[test]
-fn adapters_that_do_not_fit_name_the_first_difference() {
+fn adapters_that_do_not_fit_name_their_differences() {
     let names: Vec<(String, Vec<usize>)> = (0..74)
         .map(|index| (layout().names()[index].clone(), layout().shape(index).to_vec()))
         .collect();
     let path = fixture("peft.safetensors");
     let fewer = Layout::new(names[2..].to_vec()).unwrap();
-    assert!(refusal(&path, &fewer).contains("adapts `conv_in.lora_A.weight`, which is not among"));
+    assert!(refusal(&path, &fewer).contains(
+        "adapts `conv_in.lora_A.weight`, `conv_in.lora_B.weight` not among the trained layers (2 of 74"
+    ));
     let more = Layout::new(
         names
             .iter()

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::factors::Factors;
+use super::misfit;
 use super::replacement::replace_weights;
-use crate::adapter::content::{self, Content, listed};
-use crate::adapter::{ModuleFactors, ModuleName};
+use crate::adapter::ModuleName;
+use crate::adapter::content::{self, Content};
 use crate::model_folder::{Component, ModelFolder};
 use crate::onnx::{Constant, Graph, Node, Replacement};
 use crate::traingraph::branch::{self, Weights};
@@ -107,7 +108,7 @@ impl Adapters {
     /// Reads adapter files for `model`.
     ///
     /// # Errors
-    /// A file is no adapter, or adapts a network that the pipeline does not have.
+    /// A file is no adapter, or does not fit the model: every kind of difference is counted, and some are named.
     pub fn read(refs: &[AdapterRef], model: &ModelFolder) -> Result<Self> {
         let read = |adapter: &AdapterRef| {
             let path = adapter.file()?;
@@ -143,7 +144,7 @@ impl Adapters {
     /// `graph` of `component` with the adapters in it.
     ///
     /// # Errors
-    /// A file's modules or weights are not in the graph; they are listed with the nearest names.
+    /// A module is not in the graph.
     pub fn apply(&self, graph: Graph, component: Component) -> Result<Graph> {
         let graph = self.replaced(graph, component)?;
         let adapted = self.by_layer(&graph, component)?;
@@ -238,19 +239,16 @@ impl Adapters {
             let Content::Lora(modules) = &file.content else {
                 continue;
             };
-            let own: Vec<&ModuleFactors> = modules.iter().filter(|m| m.component == component).collect();
             let known = Index::new(&layers);
-            let missing: Vec<&str> = own
-                .iter()
-                .filter(|m| known.find(&m.module).is_none())
-                .map(|m| m.module.as_str())
-                .collect();
-            if !missing.is_empty() {
-                return Err(unmatched(&file.path, component, &missing, &layers));
-            }
-            for module in own {
+            for module in modules.iter().filter(|m| m.component == component) {
+                // Those of the model were looked at when the file was read; this is the same network, made for another use.
                 let Some(position) = known.find(&module.module) else {
-                    continue;
+                    let what = format!(
+                        "adapts `{}`, which this use of {component} leaves out",
+                        module.module.as_str()
+                    );
+                    let remedy = "Use the adapter without it, or the model's whole network.";
+                    return Err(Error::bad(file.path.display().to_string(), what, remedy));
                 };
                 let factors = Factors::new(module, &layers[position], file.scale, &file.path)?;
                 match found.get_mut(&position) {
@@ -266,32 +264,12 @@ impl Adapters {
 
 impl Loaded {
     fn check(&self, model: &ModelFolder) -> Result<()> {
-        let refuse =
-            |what: String, remedy: &str| Err(Error::bad(self.path.display().to_string(), what, remedy));
-        match &self.content {
-            Content::Full(_) if self.scale != 1.0 => refuse(
-                format!("holds whole weights, which cannot be scaled by {}", self.scale),
-                "Give it without a scale.",
-            ),
-            Content::Full(_) => Ok(()),
-            Content::Lora(modules) => {
-                let foreign = modules
-                    .iter()
-                    .find(|m| !model.components().contains(&m.component));
-                match foreign {
-                    None => Ok(()),
-                    Some(module) => refuse(
-                        format!(
-                            "adapts {} (`{}`), which {} does not have",
-                            module.component,
-                            module.module.as_str(),
-                            model.root().display()
-                        ),
-                        "Give an adapter that was trained on this kind of model.",
-                    ),
-                }
-            }
+        if matches!(self.content, Content::Full(_)) && self.scale != 1.0 {
+            let what = format!("holds whole weights, which cannot be scaled by {}", self.scale);
+            let remedy = "Give it without a scale.";
+            return Err(Error::bad(self.path.display().to_string(), what, remedy));
         }
+        misfit::refuse(&self.path, &self.content, model)
     }
 }
 
@@ -330,36 +308,6 @@ pub(super) fn modules(graph: &Graph, component: Component) -> Vec<Layer> {
         }
     }
     layers
-}
-
-/// The error that modules of a file are not in the graph.
-fn unmatched(path: &Path, component: Component, missing: &[&str], layers: &[Layer]) -> Error {
-    let flat = |name: &str| name.replace('.', "_");
-    let nearest = |name: &str| {
-        let name = flat(name);
-        let likeness = |layer: &&Layer| strsim::normalized_damerau_levenshtein(&flat(&layer.module), &name);
-        layers.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
-    };
-    let mut hints: Vec<String> = missing
-        .iter()
-        .take(3)
-        .filter_map(|name| Some(format!("`{}`", nearest(name)?.module)))
-        .collect();
-    hints.sort_unstable();
-    hints.dedup();
-    let remedy = match hints.is_empty() {
-        true => "The network has no layer with a known name: export it again.".to_owned(),
-        false => format!("The nearest layers there are: {}.", hints.join(", ")),
-    };
-    Error::bad(
-        path.display().to_string(),
-        format!(
-            "adapts {} of {component} that the model does not have: {}",
-            if missing.len() == 1 { "a layer" } else { "layers" },
-            listed(missing)
-        ),
-        remedy,
-    )
 }
 
 #[cfg(test)]

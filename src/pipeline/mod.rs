@@ -21,6 +21,7 @@ pub mod guidance;
 mod hidden_states;
 mod latent;
 pub mod merge;
+mod misfit;
 pub mod network;
 mod replacement;
 pub mod sampling;
@@ -134,15 +135,17 @@ impl Pipeline {
         })
     }
 
-    /// Checks that every file which [`Pipeline::load`] reads is there and all of it, before anything is loaded.
+    /// Checks that every file which [`Pipeline::load`] reads is there and all of it, and that the adapters fit, before
+    /// anything is loaded.
     ///
     /// # Errors
-    /// The first file that is not.
+    /// The first file of which that does not hold.
     pub fn check_files(model: &ModelFolder, adapters: &[AdapterRef]) -> Result<()> {
         model.check_files(&text::components(model)?)?;
         model.check_files(&[model.denoiser()?, Component::VaeDecoder, Component::Scheduler])?;
         let check = |adapter: &AdapterRef| content::check_file(&adapter.file()?);
-        adapters.iter().try_for_each(check)
+        adapters.iter().try_for_each(check)?;
+        Adapters::read(adapters, model).map(drop)
     }
 
     /// Height and width of the images in pixels.

@@ -59,6 +59,7 @@ impl Dataset {
             Some(table) => table,
             None => {
                 let table = fill_stores(source, encoders, &options, &mut images, &mut captions, progress)?;
+                folders.check_unchanged(source, &table)?;
                 folders.describe(&options)?;
                 table.save(&folders.table)?;
                 table
@@ -224,6 +225,8 @@ struct Folders {
     captions: PathBuf,
     table: PathBuf,
     identity: Identity,
+    /// What the source's files were like.
+    stamp: ContentHash,
 }
 
 impl Folders {
@@ -246,15 +249,37 @@ impl Folders {
             &PREPROCESSING_VERSION.to_le_bytes(),
         ]);
         let captions = Key::of(&[&identity.captions.0]);
-        let ContentHash(stamp) = source.stamp()?;
+        let stamp = source.stamp()?;
         let choices = format!("{IMPORTER_VERSION} {views:?} {keep_ties} {max_skipped_share}");
-        let table = Key::of(&[images.as_bytes(), captions.as_bytes(), &stamp, choices.as_bytes()]);
+        let table = Key::of(&[
+            images.as_bytes(),
+            captions.as_bytes(),
+            &stamp.0,
+            choices.as_bytes(),
+        ]);
         Ok(Self {
             images: cache.join(format!("images-{images}")),
             captions: cache.join(format!("captions-{captions}")),
             table: cache.join("tables").join(format!("{table}.json")),
             identity: *identity,
+            stamp,
         })
+    }
+
+    /// Refuses a source whose files are not what they were when it was opened: rows would be left out that are there when
+    /// the run is resumed. What was encoded stays in the cache.
+    fn check_unchanged(&self, source: &dyn PairSource, table: &Table) -> Result<()> {
+        if source.stamp()? == self.stamp {
+            return Ok(());
+        }
+        let example = table.examples.last();
+        let example = example.map_or(String::new(), |example| format!(", such as {example}"));
+        Err(Error::bad(
+            source.place(),
+            format!("changed while it was encoded{example}"),
+            "Put the files back as they were, or wait until they are all written, and run the same command again: what was \
+             encoded is kept.",
+        ))
     }
 
     /// Leaves a note in each folder on what it holds, for people who clean up.

@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use super::image::{Prepared, View, decode};
 use super::testing::{FakeEncoders, OPTIONS, prepare, source};
 use super::*;
 use crate::Error;
+use crate::config::data::{DataConfig, DataKind};
+use crate::data::{Part, open};
 
 /// Expected mean of the fake encoder for one image of a row, straight from the source.
 fn mean_of(name: &str, row: usize, image: usize) -> Vec<f32> {
@@ -239,4 +242,74 @@ fn a_split_without_usable_pairs_says_what_it_has() {
     let go_on = &mut |_| ControlFlow::Continue(());
     let error = Dataset::prepare(&source, &FakeEncoders::new(1), cache.path(), OPTIONS, go_on).unwrap_err();
     assert!(error.to_string().contains("of 2 rows 2 are ties"), "{error}");
+}
+
+/// Shards of a kind, of which the progress of encoding takes one away, by deleting it or cutting it off.
+fn refused_without(kind: DataKind, shards: &[PathBuf], folder: &Path, cut: bool) -> String {
+    let cache = tempfile::tempdir().unwrap();
+    let config = DataConfig {
+        kind,
+        path: folder.to_path_buf(),
+        ..DataConfig::default()
+    };
+    let source = open(&config, Part::Train).unwrap().unwrap();
+    let (victim, whole) = (shards.last().unwrap(), fs::read(shards.last().unwrap()).unwrap());
+    let mut harmed = false;
+    let mut harm = |_: Progress| {
+        match (std::mem::replace(&mut harmed, true), cut) {
+            (false, true) => fs::write(victim, &whole[..whole.len() / 4]).unwrap(),
+            (false, false) => fs::remove_file(victim).unwrap(),
+            (true, _) => {}
+        }
+        ControlFlow::Continue(())
+    };
+    let encoders = FakeEncoders::new(1);
+    let error = Dataset::prepare(source.as_ref(), &encoders, cache.path(), OPTIONS, &mut harm).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    // Back in its place, it is read as if nothing had happened.
+    fs::write(victim, &whole).unwrap();
+    let all = |cache: &Path| {
+        let source = open(&config, Part::Train).unwrap().unwrap();
+        let go_on = &mut |_: Progress| ControlFlow::Continue(());
+        Dataset::prepare(source.as_ref(), &encoders, cache, OPTIONS, go_on).unwrap()
+    };
+    let elsewhere = tempfile::tempdir().unwrap();
+    assert_eq!(all(cache.path()).hash(), all(elsewhere.path()).hash());
+    error.to_string()
+}
+
+#[test]
+fn a_shard_that_goes_while_it_is_read_is_named() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let whole = fs::read_dir(root.join("pairs/whole")).unwrap();
+    let parquet = whole
+        .map(|entry| entry.unwrap().path())
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("train"))
+        })
+        .unwrap();
+    for (kind, from, extension) in [
+        (
+            DataKind::Webdataset,
+            root.join("datasets/webdataset/train-000000.tar"),
+            "tar",
+        ),
+        (DataKind::Pickapic, parquet, "parquet"),
+    ] {
+        for cut in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let name = |number| folder.path().join(format!("train-{number:05}.{extension}"));
+            let shards: Vec<PathBuf> = (0..60).map(name).collect();
+            for shard in &shards {
+                fs::copy(&from, shard).unwrap();
+            }
+            let text = refused_without(kind, &shards, folder.path(), cut);
+            assert!(text.contains(&format!("train-00059.{extension}: ")), "{text}");
+            assert!(
+                text.contains("again") || text.contains("Check the path"),
+                "{text}"
+            );
+        }
+    }
 }

@@ -1,6 +1,5 @@
 //! The parallel half of filling the cache: rows are read, hashed and decoded while the model encodes.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -70,18 +69,18 @@ impl Decoder<'_> {
         loop {
             let chunk: Result<Vec<Row>> = rows.by_ref().take(CHUNK).collect();
             let done = chunk.as_ref().map_or(true, Vec::is_empty);
-            let checked = chunk.map(|rows| self.check(rows));
+            let checked = chunk.and_then(|rows| self.check(rows));
             if send.send(checked).is_err() || done {
                 return;
             }
         }
     }
 
-    fn check(&mut self, rows: Vec<Row>) -> Vec<Checked> {
+    fn check(&mut self, rows: Vec<Row>) -> Result<Vec<Checked>> {
         let read: Vec<(PairId, Place, Read)> = rows
             .into_par_iter()
-            .map(|row| (row.id, row.place, read(row.content)))
-            .collect();
+            .map(|row| Ok((row.id, row.place, read(row.content)?)))
+            .collect::<Result<_>>()?;
         // One after the other, so that an image which several rows share is decoded once.
         let claimed: Vec<_> = read
             .into_iter()
@@ -95,14 +94,12 @@ impl Decoder<'_> {
                 (id, place, read, claim)
             })
             .collect();
-        claimed
-            .into_par_iter()
-            .map(|(id, place, read, claim)| Checked {
-                id,
-                place,
-                finding: self.decode(read, claim),
-            })
-            .collect()
+        let decoded = claimed.into_par_iter().map(|(id, place, read, claim)| Checked {
+            id,
+            place,
+            finding: self.decode(read, claim),
+        });
+        Ok(decoded.collect())
     }
 
     fn needs(&self, pair: &PairHead) -> bool {
@@ -144,11 +141,12 @@ enum Read {
     Other(Finding),
 }
 
-fn read(content: Content) -> Read {
+/// An error only where a whole shard is gone.
+fn read(content: Content) -> Result<Read> {
     let pair = match content {
         Content::Pair(pair) => pair,
-        Content::Unlabelled => return Read::Other(Finding::Unlabelled),
-        Content::Damaged(reason) => return Read::Other(Finding::Damaged(reason)),
+        Content::Unlabelled => return Ok(Read::Other(Finding::Unlabelled)),
+        Content::Damaged(reason) => return Ok(Read::Other(Finding::Damaged(reason))),
     };
     let Pair {
         caption,
@@ -156,7 +154,7 @@ fn read(content: Content) -> Read {
         preference,
         scores,
     } = pair;
-    match both(images) {
+    Ok(match both(images)? {
         Ok(files) => Read::Pair {
             head: PairHead {
                 caption,
@@ -167,18 +165,20 @@ fn read(content: Content) -> Read {
             files,
         },
         Err(reason) => Read::Other(Finding::Damaged(reason)),
-    }
+    })
 }
 
-fn both([first, second]: [Picture; 2]) -> Result<[Vec<u8>; 2], String> {
+/// The bytes of both images, or why one of them cannot be read.
+fn both([first, second]: [Picture; 2]) -> Result<Result<[Vec<u8>; 2], String>> {
     let bytes = |picture, name: &str| match picture {
-        Picture::Bytes(bytes) => Ok(bytes),
-        other => other
-            .read()
-            .map(Cow::into_owned)
-            .map_err(|e| format!("{name} {e}")),
+        Picture::Bytes(bytes) => Ok(Ok(bytes)),
+        other => match other.read() {
+            Ok(bytes) => Ok(Ok(bytes.into_owned())),
+            Err(reason) => other.check_shard().map(|()| Err(format!("{name} {reason}"))),
+        },
     };
-    Ok([bytes(first, NAMES[0])?, bytes(second, NAMES[1])?])
+    let (first, second) = (bytes(first, NAMES[0])?, bytes(second, NAMES[1])?);
+    Ok(first.and_then(|first| Ok([first, second?])))
 }
 
 /// What the images of a pair are called in messages.

@@ -43,6 +43,25 @@ impl Picture {
     }
 }
 
+impl Picture {
+    /// Refuses a part of a file that is gone or no longer as long as when the part was found in it. Other pictures that cannot
+    /// be read are damaged rows; this is a whole shard, with rows that would silently be missing.
+    pub fn check_shard(&self) -> crate::Result<()> {
+        let Self::Part { file, offset, len } = self else {
+            return Ok(());
+        };
+        let what = match std::fs::metadata(file) {
+            Err(e) => format!("can no longer be read ({e})"),
+            Ok(now) if now.len() < offset + len => {
+                format!("was cut off while it was read: it has {} bytes now", now.len())
+            }
+            Ok(_) => return Ok(()),
+        };
+        let remedy = "Put the whole file back and run the same command again: what was encoded is kept.";
+        Err(crate::Error::bad(file.display().to_string(), what, remedy))
+    }
+}
+
 fn read_part(path: &Path, offset: u64, len: u64) -> std::io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(offset))?;

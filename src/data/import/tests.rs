@@ -302,14 +302,17 @@ fn a_caption_that_changes_changes_the_stamp() {
 fn an_archive_that_is_cut_off_is_one_clear_error() {
     let folder = tempfile::tempdir().unwrap();
     let whole = fs::read(fixture("webdataset/train-000000.tar")).unwrap();
-    fs::write(folder.path().join("train-0.tar"), &whole[..560]).unwrap();
-    let Err(error) = open(DataKind::Webdataset, folder.path(), "train", Choose::All) else {
-        panic!()
-    };
-    let text = error.to_string();
-    assert!(
-        text.contains("train-0.tar: cannot be read as a tar archive"),
-        "{text}"
-    );
-    assert_eq!(error.exit_code(), 2);
+    // Within a file, between two, within the head of one.
+    for length in [560, 1024, 3000, 0] {
+        fs::write(folder.path().join("train-0.tar"), &whole[..length]).unwrap();
+        let Err(error) = open(DataKind::Webdataset, folder.path(), "train", Choose::All) else {
+            panic!("{length}")
+        };
+        let text = error.to_string();
+        assert!(
+            text.contains("train-0.tar: cannot be read as a tar archive"),
+            "{text}"
+        );
+        assert_eq!(error.exit_code(), 2);
+    }
 }

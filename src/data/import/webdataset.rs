@@ -4,6 +4,7 @@
 //! and `KEY.json` with `label_0` (or `label`), and `caption` (or `prompt`) unless there is a `KEY.txt`.
 
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -58,7 +59,7 @@ fn scan(path: &Path) -> Result<Vec<Sample>> {
         Error::bad(
             path.display().to_string(),
             format!("cannot be read as a tar archive: {e}"),
-            "It may be incomplete, or compressed: unpack .tar.gz to .tar.",
+            "It may be incomplete: copy or download it again. Or compressed: unpack .tar.gz to .tar.",
         )
     };
     let file = File::open(path).map_err(Error::io(path, "open"))?;
@@ -94,7 +95,26 @@ fn scan(path: &Path) -> Result<Vec<Sample>> {
         let sample = samples.last_mut().expect("one was pushed if there was none");
         sample.add(kind, (offset, len));
     }
-    Ok(samples)
+    match ends_with_mark(path, size).map_err(Error::io(path, "read"))? {
+        true => Ok(samples),
+        false => Err(damaged(
+            &"it is cut off, as the zeros that end an archive are not there",
+        )),
+    }
+}
+
+/// Whether the last block is of zeros. An archive that was cut off between two files, or within the head of one, reads
+/// like a whole one otherwise.
+fn ends_with_mark(path: &Path, size: u64) -> std::io::Result<bool> {
+    const BLOCK: usize = 512;
+    let Some(start) = size.checked_sub(BLOCK as u64) else {
+        return Ok(false);
+    };
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(start))?;
+    let mut block = [1; BLOCK];
+    file.read_exact(&mut block)?;
+    Ok(block == [0; BLOCK])
 }
 
 impl Sample {
@@ -112,12 +132,15 @@ impl Sample {
         }
     }
 
+    /// See [`Picture::check_shard`].
+    fn check_shard(&self, file: &Arc<Path>) -> Result<()> {
+        let parts = [self.images[0], self.images[1], self.json, self.text];
+        let mut parts = parts.into_iter().flatten();
+        parts.try_for_each(|part| picture(file, part).check_shard())
+    }
+
     fn content(&self, file: &Arc<Path>) -> Result<Content, String> {
-        let part = |(offset, len): Part| Picture::Part {
-            file: file.clone(),
-            offset,
-            len: u64::from(len),
-        };
+        let part = |part| picture(file, part);
         let images = match self.images {
             [Some(first), Some(second)] => [part(first), part(second)],
             _ => return Err("lacks one of its two pictures".into()),
@@ -148,11 +171,25 @@ impl Sample {
     }
 }
 
+fn picture(file: &Arc<Path>, (offset, len): Part) -> Picture {
+    Picture::Part {
+        file: file.clone(),
+        offset,
+        len: u64::from(len),
+    }
+}
+
 impl Index for Archives {
     fn entries(&self) -> Result<Entries<'_>> {
         Ok(Box::new(self.0.iter().flat_map(|archive| {
             archive.samples.iter().map(|sample| {
-                let content = sample.content(&archive.file).unwrap_or_else(Content::Damaged);
+                let content = match sample.content(&archive.file) {
+                    Ok(content) => content,
+                    Err(reason) => {
+                        sample.check_shard(&archive.file)?;
+                        Content::Damaged(reason)
+                    }
+                };
                 Ok(Entry {
                     place: Place {
                         file: archive.file.clone(),

@@ -91,7 +91,7 @@ impl RunIdentity {
                     "belongs to other data: {} there, {} here",
                     self.data_hash, now.data_hash
                 ),
-                "Give the pairs that the run began with; its files must not have changed.",
+                "Give the pairs that the run began with: a file of the data set may be missing, new, or cut off.",
             );
         }
         let programs = [

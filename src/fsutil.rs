@@ -5,6 +5,24 @@ use std::path::Path;
 
 use crate::{Error, Result};
 
+/// How names of files begin that are being written.
+const PARTIAL: &str = ".partial-";
+
+/// Removes what writing into `folder` left when the process was killed. For folders that one process writes to at a time.
+///
+/// # Errors
+/// The folder cannot be listed, or a file not be removed.
+pub fn remove_leftovers(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "list the folder"))? {
+        let path = entry.map_err(Error::io(folder, "list the folder"))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        if name.is_some_and(|name| name.starts_with(PARTIAL)) && path.is_file() {
+            std::fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes `bytes` to `path` through a temporary file in the same folder, so that a full disk or a crash leaves either
 /// the old file or the new one.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -20,7 +38,8 @@ pub fn write_atomically_with(
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
-    let temp = tempfile::NamedTempFile::new_in(folder).map_err(Error::io(path, "write"))?;
+    let temp = tempfile::Builder::new().prefix(PARTIAL).tempfile_in(folder);
+    let temp = temp.map_err(Error::io(path, "write"))?;
     let mut out = std::io::BufWriter::new(temp.as_file());
     write(&mut out)
         .and_then(|()| out.flush())

@@ -23,7 +23,7 @@ pub mod tables;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use crate::fsutil::write_atomically;
+use crate::fsutil::{remove_leftovers, write_atomically};
 use crate::model_folder::ModelFolder;
 use crate::pipeline::Pipeline;
 use crate::progress::Console;
@@ -121,6 +121,10 @@ fn check_files(plan: &EvalPlan) -> Result<()> {
 /// Computes results and writes them with the manifest and the tables.
 fn finish(manifest: &Manifest, models: &[ModelScores], output: &Path) -> Result<Results> {
     let results = Results::of(manifest, models);
+    remove_leftovers(output)?;
+    for model in models {
+        remove_leftovers(&output.join("models").join(&model.identity.name))?;
+    }
     sheet::write(
         output,
         models,

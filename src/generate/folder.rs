@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use super::plan::{GeneratePlan, Settings};
 use super::record::ImageRecord;
-use crate::fsutil::write_atomically;
+use crate::fsutil::{remove_leftovers, write_atomically};
 use crate::{Error, Result};
 
 /// Subfolder of the images.
@@ -106,12 +106,14 @@ impl OutputFolder {
         Ok(())
     }
 
-    /// Puts the records in order and returns them.
+    /// Puts the records in order and returns them. What killed runs have left half written is gone then.
     ///
     /// # Errors
     /// They cannot be written.
     pub fn finish(self) -> Result<Vec<ImageRecord>> {
         write_atomically(&self.root.join(RECORDS), &lines(self.records.values()))?;
+        remove_leftovers(&self.root)?;
+        remove_leftovers(&self.root.join(IMAGES))?;
         Ok(self.records.into_values().collect())
     }
 }

@@ -70,7 +70,7 @@ fn weights_beside_any_part_of_a_pipeline_are_looked_at_first() {
         let data = with_external_data(&folder.path().join("model").join(part));
         for (content, what) in [
             (&[0; 20][..], "is 20 bytes long, too short for tensor `"),
-            (PAGE[..20].as_bytes(), "is a web page"),
+            (&PAGE.as_bytes()[..20], "is a web page"),
             (&POINTER.as_bytes()[..20], "is 20 bytes long, too short"),
         ] {
             fs::write(&data, content).unwrap();

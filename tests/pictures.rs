@@ -76,8 +76,8 @@ fn they_are_what_generate_makes() {
     let pictures = Pictures::prepare(
         &config,
         &model,
-        VaePrecision::default(),
         &SessionOptions::default(),
+        VaePrecision::AsExported,
     )
     .unwrap()
     .unwrap();
@@ -105,7 +105,7 @@ fn they_are_what_generate_makes() {
     let stop = AtomicBool::new(false);
     let options = GenerateOptions {
         session: SessionOptions::default(),
-        vae: VaePrecision::default(),
+        vae: VaePrecision::AsExported,
         console: Console::Quiet,
         stop: &stop,
     };

@@ -91,8 +91,8 @@ impl Pictures {
     pub fn prepare(
         config: &SamplesConfig,
         model: &Model,
-        vae: VaePrecision,
         session: &SessionOptions,
+        vae: VaePrecision,
     ) -> Result<Option<Self>> {
         if !config.is_on() {
             return Ok(None);

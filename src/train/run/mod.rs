@@ -133,8 +133,8 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         pictures: Pictures::prepare(
             &plan.samples,
             &model,
-            VaePrecision::of(plan.runtime.vae_fp32),
             &prepare::session_options(plan),
+            VaePrecision::of(plan.runtime.vae_fp32),
         )?,
         noise_schedule: &model.schedule,
         folder: reserved.folder().clone(),

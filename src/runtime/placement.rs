@@ -34,8 +34,8 @@ impl Placed {
 }
 
 /// Has the session keep what [`placement`] tells.
-pub(super) fn record(builder: SessionBuilder) -> Result<SessionBuilder, ort::Error<SessionBuilder>> {
-    builder.with_config_entry("session.record_ep_graph_assignment_info", "1")
+pub(super) fn record(builder: SessionBuilder) -> ort::Result<SessionBuilder> {
+    Ok(builder.with_config_entry("session.record_ep_graph_assignment_info", "1")?)
 }
 
 /// Every operator as it was when it was assigned; passes that run later may have fused some.

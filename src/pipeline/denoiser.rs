@@ -142,10 +142,7 @@ impl Denoiser {
     /// ONNX Runtime refuses the graph, or the weights are missing.
     pub fn new(model: &Model, graph: &Graph, geometry: Geometry, options: &SessionOptions) -> Result<Self> {
         let (_, options) = weight_copies::apply(WeightCopies::Auto, graph, options.clone());
-        let graph = &match attention::is_fused_by(options.ep) {
-            true => attention::fused(graph.clone())?,
-            false => graph.clone(),
-        };
+        let graph = &attention::fused_for(graph.clone(), options.ep)?;
         let session = session_over(graph, model.folder(), &map_weights(graph)?, &options)?;
         let output = session.outputs().first().map(|o| o.name.clone());
         let output = output.ok_or_else(|| {

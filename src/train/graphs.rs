@@ -58,18 +58,14 @@ impl EngineGraphs {
                 MixedPrecision::Fp16 => borders::in_single(&stored_in(graph, DType::F16, options.model)?),
             }
         };
-        let has_fused = attention::is_fused_by(options.session.ep);
+        let ep = options.session.ep;
         // One operator for attention keeps no probabilities: its backward pass computes them again.
-        let differentiable = |graph: Graph| match (options.recompute, has_fused) {
-            (Recompute::None, _) => Ok(graph),
-            (_, true) => attention::in_chunks(attention::fused(graph)?),
-            (_, false) => attention::in_chunks(graph),
+        let differentiable = |graph: Graph| match options.recompute {
+            Recompute::None => Ok(graph),
+            _ => attention::in_chunks(attention::fused_for(graph, ep)?),
         };
         let graph = load(&options.geometry)?;
-        let forward = match has_fused {
-            true => attention::fused(graph.clone())?,
-            false => graph.clone(),
-        };
+        let forward = attention::fused_for(graph.clone(), ep)?;
         // Values are numbered per graph.
         let forward_trainables = choose(&forward)?;
         let graph = differentiable(graph)?;

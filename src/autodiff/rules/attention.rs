@@ -67,7 +67,7 @@ fn sum(g: &mut Graph, a: Option<ValueId>, b: ValueId) -> Result<ValueId> {
 }
 
 /// (N, S, H·D) → (N, H, S, D); four dimensions are as they should be.
-fn heads_apart(g: &mut Graph, x: ValueId, heads: usize) -> Result<ValueId> {
+pub(super) fn heads_apart(g: &mut Graph, x: ValueId, heads: usize) -> Result<ValueId> {
     let shape = g.shape(x).to_vec();
     if shape.len() == 4 {
         return Ok(x);

@@ -5,6 +5,7 @@
 //! queries at a time (Dao et al. 2022, FlashAttention, appendix B.2):
 //! `P = softmax(s·Q·Kᵀ)`, `dV += Pᵀ·dO`, `dS = P ∘ (dO·Vᵀ − Σ dO∘O)`, `dQ = s·dS·K`, `dK += s·dSᵀ·Q`.
 
+use super::attention::heads_apart;
 use super::{Context, Gradients};
 use crate::Result;
 use crate::onnx::{Attrs, Graph, Token, ValueId};
@@ -32,15 +33,6 @@ pub(super) fn multi_head_attention(c: &mut Context) -> Result<Gradients> {
     let shape = g.shape(q).to_vec();
     let dq = g.reshape(dq, &shape)?;
     Ok(vec![Some(dq), Some(dk), Some(dv)])
-}
-
-/// (N, S, H·D) → (N, H, S, D).
-fn heads_apart(g: &mut Graph, x: ValueId, heads: usize) -> Result<ValueId> {
-    let [batch, rows, width] = g.shape(x)[..] else {
-        unreachable!("queries and output have three dimensions in the layout that is written")
-    };
-    let apart = g.reshape(x, &[batch, rows, heads, width / heads])?;
-    g.transpose(apart, &[0, 2, 1, 3])
 }
 
 /// All with heads apart.

@@ -7,9 +7,20 @@ use crate::onnx::{Attrs, Graph, MICROSOFT, Node, ValueId};
 use crate::runtime::ExecutionProvider;
 
 /// Whether an execution provider has the operator.
-pub fn is_fused_by(ep: ExecutionProvider) -> bool {
+fn is_fused_by(ep: ExecutionProvider) -> bool {
     use ExecutionProvider::{Cpu, Cuda, DirectMl, WebGpu};
     matches!(ep, Cpu | Cuda | DirectMl | WebGpu)
+}
+
+/// `graph` with attention [`fused`] where the provider has the operator, and as it is where not.
+///
+/// # Errors
+/// None that a caller can cause.
+pub fn fused_for(graph: Graph, ep: ExecutionProvider) -> Result<Graph> {
+    match is_fused_by(ep) {
+        true => fused(graph),
+        false => Ok(graph),
+    }
 }
 
 /// `graph` with one operator for every attention of several heads, `[B,H,N,D]`.

@@ -52,7 +52,7 @@ impl Encoders for Nothing {
         })
     }
 
-    fn images(&self, _: u32) -> Result<Box<dyn ImageEncoder + '_>> {
+    fn images(&self, _: &[ortdpo::data::image::Size]) -> Result<Box<dyn ImageEncoder + '_>> {
         Ok(Box::new(Self))
     }
 

@@ -1,7 +1,7 @@
 //! Images and captions per second on their way into the encoding cache, without the models.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use ortdpo::data::image::{Prepared, View, decode};
+use ortdpo::data::image::{Prepared, Size, View, decode};
 use ortdpo::text::Tokenizer;
 use std::hint::black_box;
 use std::path::Path;
@@ -34,7 +34,7 @@ fn images(criterion: &mut Criterion) {
             group.bench_function(format!("{name} 512 to {resolution}"), |bencher| {
                 bencher.iter(|| {
                     let image = decode(black_box(&bytes)).expect("the picture was just written");
-                    Prepared::new(image, resolution).write(View::CENTER, &mut out);
+                    Prepared::new(image, Size::square(resolution)).write(View::CENTER, &mut out);
                     out[0]
                 });
             });

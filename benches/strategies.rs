@@ -11,12 +11,14 @@ use ortdpo::config::runtime::MixedPrecision;
 use ortdpo::config::{Sources, TrainPlan};
 use ortdpo::diffusion::Timestep;
 use ortdpo::objective::Dpo;
+use ortdpo::pipeline::TimeIds;
 use ortdpo::pipeline::denoiser::Geometry;
 use ortdpo::reference::{ReferenceRule, ReferenceWeights};
 use ortdpo::rng::{PairId, Purpose, Stream, Streams};
 use ortdpo::runtime::{self, Arena, SessionOptions};
+use ortdpo::train::by_size::BySize;
 use ortdpo::train::draw::{Content, DrawnPair};
-use ortdpo::train::engine::{Engine, EngineOptions, Samples};
+use ortdpo::train::engine::{Engine, EngineOptions};
 use ortdpo::train::initial;
 use ortdpo::train::model::Model;
 use ortdpo::train::probe::Probe;
@@ -107,6 +109,7 @@ impl<'a> Side<'a> {
                 text: [16, 96],
                 added: None,
             },
+            other_sizes: &[],
             guidance: None,
             pairs: PAIRS,
             whole_batch: true,
@@ -167,6 +170,8 @@ fn pairs(step: usize) -> Vec<DrawnPair> {
             content: Content::Images {
                 latents: [normal(&mut stream, 1024), normal(&mut stream, 1024)],
                 noise: normal(&mut stream, 1024),
+                size: [16, 16],
+                time_ids: [TimeIds::whole([64, 64]); 2],
             },
             text: Text {
                 hidden: normal(&mut stream, 16 * 96),
@@ -219,22 +224,26 @@ fn compare(model: &Model, adapter: &str, name: &str, rules: &[&str]) {
 fn probe(model: &Model) {
     let plan = plan(model, &["adapter.kind=lora", EMA]);
     let mut side = Side::new(model, &plan);
-    let geometry = side.engine.geometry();
-    let drawn: Vec<DrawnPair> = (0..PROBE / PAIRS).flat_map(pairs).collect();
-    let batches: Vec<Samples> = drawn
-        .chunks(geometry.samples)
-        .map(|part| {
-            let mut batch = Samples::with_geometry(&geometry);
-            for pair in part {
-                if let Content::Images { latents, noise } = &pair.content {
-                    batch.push(&model.schedule, pair.timestep, &latents[0], noise, &pair.text);
-                }
-            }
-            batch
-        })
-        .collect();
+    let mut by_size = BySize::new(side.engine.geometry());
+    let mut batches = Vec::new();
+    for pair in (0..PROBE / PAIRS).flat_map(pairs) {
+        let Content::Images {
+            latents,
+            noise,
+            size,
+            time_ids,
+        } = pair.content
+        else {
+            continue;
+        };
+        let condition = (&pair.text, time_ids[0]);
+        batches.extend(by_size.push(size, |batch| {
+            batch.push(&model.schedule, pair.timestep, &latents[0], &noise, condition);
+        }));
+    }
+    batches.extend(by_size.rest());
     let initial = side.state.initial.clone();
-    let probe = Probe::of_samples(batches, PROBE, &mut side.engine, &initial).expect("tiny-sd predicts");
+    let probe = Probe::of_batches(batches, &mut side.engine, &initial).expect("tiny-sd predicts");
     let pairs = pairs(0);
     let mut ratios: Vec<f64> = (0..WARM_UP + STEPS)
         .map(|_| {

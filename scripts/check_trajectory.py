@@ -73,7 +73,7 @@ class Adapters:
             return
         alpha, anchor = float(reference["alpha"]), reference["anchor"]
         pull = 0.0
-        if anchor is not None:
+        if anchor is not None and anchor["kind"] == "pull":
             strength = float(anchor["strength"])
             pull = alpha * strength / (1 - strength)
         triples = zip(self.parameters["reference"], self.parameters["policy"], self.initial, strict=True)
@@ -110,7 +110,7 @@ def main() -> None:
         refuse("only LoRA runs of objective.kind dpo are repeated")
     reference = config["reference"]
     anchor = reference["anchor"]
-    if reference["update"] not in ("frozen", "ema") or (anchor is not None and anchor["kind"] != "pull"):
+    if reference["update"] not in ("frozen", "ema") or (anchor is not None and anchor["kind"] not in ("none", "pull")):
         refuse("only a frozen reference is repeated, and one that follows by ema, with the pull anchor or without")
     unet = load_unet(Path(config["model"]))
     if options.checkpointing:

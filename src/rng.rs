@@ -120,6 +120,11 @@ impl Streams {
     pub fn epoch_order(&self, epoch: u64) -> Stream {
         self.pair(Purpose::Order, PairId(0), Visit(epoch))
     }
+
+    /// The stream that orders the parts of an epoch, where batches are in parts of images of one size.
+    pub fn part_order(&self, epoch: u64) -> Stream {
+        self.pair(Purpose::Order, PairId(1), Visit(epoch))
+    }
 }
 
 /// One stream: a sequence of random numbers that starts anew for every key.

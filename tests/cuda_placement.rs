@@ -57,6 +57,7 @@ fn place(file: &Path, inputs: Inputs, recompute: Recompute, mixed_precision: Mix
             text: inputs.text,
             added: inputs.added,
         },
+        other_sizes: &[],
         guidance: None,
         pairs: 1,
         whole_batch: true,

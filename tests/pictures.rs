@@ -39,6 +39,7 @@ fn engine(model: &Model) -> Engine {
             text: [16, 6],
             added: None,
         },
+        other_sizes: &[],
         guidance: None,
         pairs: 2,
         whole_batch: true,

@@ -12,6 +12,7 @@ use ortdpo::objective::{Dpo, Objective, Sft};
 use ortdpo::onnx::Model;
 use ortdpo::params::ParamSet;
 use ortdpo::pipeline::denoiser::{Added, Geometry};
+use ortdpo::pipeline::micro::TIME_IDS;
 use ortdpo::runtime::SessionOptions;
 use ortdpo::train::engine::{Engine, EngineOptions, PairInputs, Samples};
 use ortdpo::traingraph::{Reference, TrainableKind, Trainables};
@@ -44,7 +45,13 @@ fn samples(recorded: &Recorded, prediction: &str, both: bool) -> Samples {
         .map(|t| Timestep(*t as u32))
         .collect();
     let text = recorded.f32("embeddings");
+    let time_ids = match recorded.0.contains_key("time_ids") {
+        true => recorded.f32("time_ids").as_chunks().0.to_vec(),
+        false => vec![[0.0; TIME_IDS]; timesteps.len() * if both { 2 } else { 1 }],
+    };
     Samples {
+        size: [8, 8],
+        time_ids,
         noisy: half(recorded.f32("x_t")),
         target: half(recorded.f32(&format!("target.{prediction}"))),
         timesteps: if both {
@@ -101,6 +108,7 @@ impl Case<'_> {
             mixed_precision: self.mixed_precision,
             model: &model,
             geometry,
+            other_sizes: &[],
             guidance: None,
             pairs: PAIRS,
             whole_batch: true,

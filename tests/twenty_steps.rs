@@ -19,8 +19,9 @@ use ortdpo::pipeline::denoiser::Geometry;
 use ortdpo::reference::ReferenceRule;
 use ortdpo::rng::PairId;
 use ortdpo::runtime::{self, SessionOptions};
+use ortdpo::train::by_size::BySize;
 use ortdpo::train::draw::{Content, DrawnPair};
-use ortdpo::train::engine::{Engine, EngineOptions, Samples};
+use ortdpo::train::engine::{Engine, EngineOptions};
 use ortdpo::train::initial;
 use ortdpo::train::model::Model;
 use ortdpo::train::probe::Probe;
@@ -114,6 +115,7 @@ impl Bench {
             mixed_precision: MixedPrecision::No,
             model: &self.model.denoiser,
             geometry: self.geometry(2 * pairs),
+            other_sizes: &[],
             guidance: None,
             pairs,
             whole_batch: true,
@@ -144,6 +146,8 @@ impl Bench {
                 content: Content::Images {
                     latents: ["latents_w", "latents_l"].map(|name| row(&self.inputs, name, index)),
                     noise: noise.to_vec(),
+                    size: self.geometry(2).latent_size(),
+                    time_ids: [self.geometry(2).picture_ids(); 2],
                 },
                 text: text(&self.inputs, index),
             }
@@ -152,22 +156,23 @@ impl Bench {
     }
 
     fn probe(&self, engine: &mut Engine, initial: &ParamSet) -> Probe {
-        let size = engine.geometry().samples;
+        let geometry = engine.geometry();
+        let mut by_size = BySize::new(geometry);
         let mut batches = Vec::new();
         for i in 0..PROBE {
-            if i % size == 0 {
-                batches.push(Samples::with_geometry(&engine.geometry()));
-            }
             let pair = self.inputs.values("probe.pair")[i] as usize;
-            batches.last_mut().unwrap().push(
-                &self.model.schedule,
-                Timestep(self.inputs.values("probe.timesteps")[i] as u32),
-                &row(&self.inputs, "latents_w", pair),
-                &row(&self.inputs, "probe.noise", i),
-                &text(&self.inputs, pair),
-            );
+            batches.extend(by_size.push(geometry.latent_size(), |batch| {
+                batch.push(
+                    &self.model.schedule,
+                    Timestep(self.inputs.values("probe.timesteps")[i] as u32),
+                    &row(&self.inputs, "latents_w", pair),
+                    &row(&self.inputs, "probe.noise", i),
+                    (&text(&self.inputs, pair), geometry.picture_ids()),
+                );
+            }));
         }
-        Probe::of_samples(batches, PROBE, engine, initial).unwrap()
+        batches.extend(by_size.rest());
+        Probe::of_batches(batches, engine, initial).unwrap()
     }
 }
 

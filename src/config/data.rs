@@ -27,6 +27,11 @@ pub struct DataConfig {
     pub heldout_split: Option<String>,
     /// Side of the square training images in pixels, those of rollouts too, a multiple of 8: 512 for SD1.5, 1024 for SDXL.
     pub resolution: u32,
+    /// Aspect-ratio buckets: images keep about their shape, in sizes of about `resolution`² pixels. Without them all are cut to
+    /// squares. `{}` takes the usual ones.
+    pub buckets: Option<BucketConfig>,
+    /// What SDXL's denoiser is told of each image's size and crop. Other models are told nothing.
+    pub micro_conditioning: MicroConditioning,
     /// What becomes of pairs without a winner in training; evaluation always leaves them out.
     pub ties: Ties,
     /// Share of visits at which a pair's caption is replaced by the empty one, for both of its images.
@@ -54,6 +59,8 @@ impl Default for DataConfig {
             split: "train".into(),
             heldout_split: None,
             resolution: 512,
+            buckets: None,
+            micro_conditioning: MicroConditioning::Image,
             ties: Ties::Drop,
             prompt_dropout: 0.2,
             flip: false,
@@ -148,6 +155,81 @@ impl FromStr for DataKind {
     }
 }
 
+/// Which sizes images are brought to where they keep about their shape. See [`crate::data::Buckets`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct BucketConfig {
+    /// Height and width are multiples of it, in pixels; a multiple of 8 that divides `resolution`. Denoisers halve latents up to
+    /// three times, so 64.
+    pub step: u32,
+    /// Shortest side, in pixels; half of `resolution` by default.
+    pub min: Option<u32>,
+    /// Longest side, in pixels; twice `resolution` by default.
+    pub max: Option<u32>,
+}
+
+impl Default for BucketConfig {
+    fn default() -> Self {
+        Self {
+            step: 64,
+            min: None,
+            max: None,
+        }
+    }
+}
+
+impl BucketConfig {
+    /// Shortest and longest side, in pixels, as multiples of the step.
+    pub fn sides(&self, resolution: u32) -> [u32; 2] {
+        let min = self.min.unwrap_or(resolution / 2).next_multiple_of(self.step);
+        let max = self.max.unwrap_or(2 * resolution) / self.step * self.step;
+        [min.min(resolution), max.max(resolution)]
+    }
+
+    /// Checks every value against the side of the square; errors name the key.
+    fn check(&self, resolution: u32) -> Result<()> {
+        require(
+            self.step >= 8 && self.step.is_multiple_of(8) && resolution.is_multiple_of(self.step),
+            "data.buckets.step",
+            format!("is {}, with data.resolution {resolution}", self.step),
+            "Give a multiple of 8 that divides data.resolution, such as 64.",
+        )?;
+        for (key, side, holds) in [
+            (
+                "data.buckets.min",
+                self.min,
+                self.min.is_none_or(|min| min > 0 && min <= resolution),
+            ),
+            (
+                "data.buckets.max",
+                self.max,
+                self.max.is_none_or(|max| max >= resolution && max <= 8192),
+            ),
+        ] {
+            require(
+                holds,
+                key,
+                format!(
+                    "is {}, with data.resolution {resolution}",
+                    side.unwrap_or_default()
+                ),
+                "The shortest side may be no longer than data.resolution, and the longest no shorter nor above 8192.",
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Where SDXL's micro-conditioning (`time_ids`) comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MicroConditioning {
+    /// From each image: the size of its file, where its crop begins, and the size it is trained in.
+    Image,
+    /// All images count as made in the size they are trained in and uncropped, as in the published Diffusion-DPO of SDXL.
+    Target,
+}
+
 /// What becomes of pairs whose images were found equally good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -174,6 +256,9 @@ impl DataConfig {
             format!("is {}", self.resolution),
             "Give a multiple of 8 from 8 to 4096, since the VAE shrinks images by 4 or 8.",
         )?;
+        if let Some(buckets) = &self.buckets {
+            buckets.check(self.resolution)?;
+        }
         for (key, share) in [
             ("data.prompt_dropout", self.prompt_dropout),
             ("data.max_skipped_share", self.max_skipped_share),
@@ -233,6 +318,11 @@ mod tests {
             ("{path: p, prompt_dropout: 1.5}", "data.prompt_dropout"),
             ("{path: p, max_skipped_share: -1}", "data.max_skipped_share"),
             ("{path: p, crops: 0}", "data.crops"),
+            ("{path: p, buckets: {step: 60}}", "data.buckets.step"),
+            ("{path: p, resolution: 520, buckets: {}}", "data.buckets.step"),
+            ("{path: p, buckets: {step: 0}}", "data.buckets.step"),
+            ("{path: p, buckets: {min: 576}}", "data.buckets.min"),
+            ("{path: p, buckets: {max: 448}}", "data.buckets.max"),
             ("{path: p, encode_batch: 0}", "data.encode_batch"),
         ] {
             let error = read(text).check().unwrap_err().to_string();

@@ -1,19 +1,22 @@
 //! A split with everything encoded: pairs, latent distributions and text embeddings by index.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::buckets::Buckets;
 use super::cache::{Key, Store};
 use super::encoder::{Encoders, Identity};
 use super::fill::{EncodeOptions, OnProgress, Progress, Stage, caption_key, fill, view_key};
-use super::image::{PREPROCESSING_VERSION, View};
+use super::image::{PREPROCESSING_VERSION, Size, View, crop_of};
 use super::pair::{PairSource, Preference};
 use super::table::{Counts, IMPORTER_VERSION, PairRow, Table};
+use crate::config::data::MicroConditioning;
 use crate::model_folder::ContentHash;
-use crate::pipeline::{Embedding, LatentScaling, Moments};
+use crate::pipeline::{Embedding, LatentScaling, Moments, TimeIds};
 use crate::rng::PairId;
 use crate::{Error, Result};
 
@@ -25,7 +28,10 @@ pub struct Dataset {
     captions: Store,
     scaling: LatentScaling,
     options: EncodeOptions,
-    latent_shape: [usize; 3],
+    buckets: Buckets,
+    channels: usize,
+    /// Pixels along a side of one latent.
+    pixels_per_latent: usize,
     text_shape: [usize; 2],
     pooled_len: usize,
     has_variance: bool,
@@ -80,15 +86,18 @@ impl Dataset {
             images,
             captions,
             scaling,
+            buckets: options.buckets(),
             options,
-            latent_shape: [0; 3],
+            channels: 0,
+            pixels_per_latent: 1,
             text_shape: [0; 2],
             pooled_len: 0,
             has_variance: true,
         };
         let first = dataset.moments(0, View::CENTER)?;
-        let (channels, height, width) = first[0].mean.dim();
-        dataset.latent_shape = [channels, height, width];
+        let (channels, height, _) = first[0].mean.dim();
+        dataset.channels = channels;
+        dataset.pixels_per_latent = dataset.size(0).height as usize / height.max(1);
         dataset.has_variance = first[0].logvar.is_some();
         let empty = dataset.embedding("")?;
         dataset.text_shape = empty.hidden.dim().into();
@@ -116,9 +125,46 @@ impl Dataset {
         &self.table.hash
     }
 
-    /// Shape of a latent, (C,H,W).
+    /// Shape of the latent of a square image, (C,H,W).
     pub fn latent_shape(&self) -> [usize; 3] {
-        self.latent_shape
+        let side = self.options.resolution as usize / self.pixels_per_latent;
+        [self.channels, side, side]
+    }
+
+    /// Size in pixels that a pair's images are trained in.
+    pub fn size(&self, index: usize) -> Size {
+        self.buckets.of_pair(self.table.pairs[index].originals)
+    }
+
+    /// Height and width of a pair's latents.
+    pub fn latent_size(&self, index: usize) -> [usize; 2] {
+        self.size(index).sides().map(|side| side / self.pixels_per_latent)
+    }
+
+    /// Heights and widths of all pairs' latents with how many pairs have each, sorted.
+    pub fn latent_sizes(&self) -> BTreeMap<[usize; 2], u64> {
+        let mut counts = BTreeMap::new();
+        for index in 0..self.pairs().len() {
+            *counts.entry(self.latent_size(index)).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Micro-conditioning of a pair's images under a view, the preferred one first (of a tie, the first image).
+    pub fn time_ids(&self, index: usize, view: View) -> [TimeIds; 2] {
+        let (pair, size) = (&self.table.pairs[index], self.size(index));
+        let [first, second] = pair
+            .originals
+            .map(|original| match self.options.micro_conditioning {
+                MicroConditioning::Image => {
+                    TimeIds::new(original.sides(), crop_of(original, size, view), size.sides())
+                }
+                MicroConditioning::Target => TimeIds::whole(size.sides()),
+            });
+        match pair.preference {
+            Preference::Second => [second, first],
+            Preference::First | Preference::Tie => [first, second],
+        }
     }
 
     /// Shape of a caption's embedding, (L,D).
@@ -186,9 +232,9 @@ impl Dataset {
     /// # Errors
     /// The cache was damaged since it was opened.
     pub fn moments(&self, index: usize, view: View) -> Result<[Moments; 2]> {
-        let pair = &self.table.pairs[index];
+        let (pair, size) = (&self.table.pairs[index], self.size(index));
         let read = |image: Key| {
-            let tensors = self.images.read(view_key(image, view));
+            let tensors = self.images.read(view_key(image, size, view));
             tensors
                 .and_then(Moments::from_tensors)
                 .ok_or_else(|| self.lost(&self.images))
@@ -238,6 +284,7 @@ impl Folders {
     ) -> Result<Self> {
         let EncodeOptions {
             resolution,
+            buckets,
             views,
             keep_ties,
             max_skipped_share,
@@ -250,7 +297,7 @@ impl Folders {
         ]);
         let captions = Key::of(&[&identity.captions.0]);
         let stamp = source.stamp()?;
-        let choices = format!("{IMPORTER_VERSION} {views:?} {keep_ties} {max_skipped_share}");
+        let choices = format!("{IMPORTER_VERSION} {buckets:?} {views:?} {keep_ties} {max_skipped_share}");
         let table = Key::of(&[
             images.as_bytes(),
             captions.as_bytes(),
@@ -304,8 +351,13 @@ impl Folders {
 
 /// Keys of every entry that a table needs: of images, and of captions.
 fn needed(table: &Table, options: &EncodeOptions) -> (Vec<Key>, Vec<Key>) {
-    let images = table.pairs.iter().flat_map(|pair| pair.images);
-    let images = images.flat_map(|image| options.views.all().map(move |view| view_key(image, view)));
+    let buckets = options.buckets();
+    let images = table.pairs.iter().flat_map(|pair| {
+        let size = buckets.of_pair(pair.originals);
+        pair.images.map(|image| (image, size))
+    });
+    let images =
+        images.flat_map(|(image, size)| options.views.all().map(move |view| view_key(image, size, view)));
     let captions = table
         .captions
         .iter()

@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use super::image::{Prepared, View, decode};
+use super::image::{Prepared, Size, View, decode};
 use super::testing::{FakeEncoders, OPTIONS, prepare, source};
 use super::*;
 use crate::Error;
@@ -19,7 +19,11 @@ fn mean_of(name: &str, row: usize, image: usize) -> Vec<f32> {
         panic!("row {row} is no pair")
     };
     let mut pixels = vec![0.0; 3 * 16 * 16];
-    Prepared::new(decode(&pair.images[image].read().unwrap()).unwrap(), 16).write(View::CENTER, &mut pixels);
+    Prepared::new(
+        decode(&pair.images[image].read().unwrap()).unwrap(),
+        Size::square(16),
+    )
+    .write(View::CENTER, &mut pixels);
     let every_fourth = |i: usize| (i / 16 % 16).is_multiple_of(4) && i.is_multiple_of(4);
     (0..pixels.len())
         .filter(|&i| every_fourth(i))

@@ -6,9 +6,10 @@ use std::sync::mpsc::SyncSender;
 
 use rayon::prelude::*;
 
+use super::buckets::Buckets;
 use super::cache::Key;
 use super::fill::view_key;
-use super::image::{Prepared, decode};
+use super::image::{Prepared, Size, decode, upright_size};
 use super::pair::{Content, Pair, PairSource, Place, Preference, Row};
 use super::picture::Picture;
 use super::views::Views;
@@ -34,6 +35,8 @@ pub(super) enum Finding {
     Pair {
         pair: PairHead,
         images: [Key; 2],
+        /// Of the images as they are in their files, upright.
+        originals: [Size; 2],
         decoded: Vec<(Key, Result<Arc<Prepared>, String>)>,
     },
     Unlabelled,
@@ -50,13 +53,13 @@ pub(super) struct PairHead {
 /// Reads, hashes and decodes all rows in order and sends them in chunks.
 pub(super) struct Decoder<'a> {
     pub source: &'a dyn PairSource,
-    pub resolution: u32,
+    pub buckets: &'a Buckets,
     pub keep_ties: bool,
     pub views: Views,
     /// Entries of the cache.
     pub present: HashSet<Key>,
-    /// Images that were decoded in this pass.
-    pub claimed: HashSet<Key>,
+    /// Images that were decoded in this pass, and for which size.
+    pub claimed: HashSet<(Key, Size)>,
 }
 
 impl Decoder<'_> {
@@ -85,10 +88,20 @@ impl Decoder<'_> {
         let claimed: Vec<_> = read
             .into_iter()
             .map(|(id, place, read)| {
-                let mut claim =
-                    |head: &PairHead, key| self.needs(head) && self.lacks(key) && self.claimed.insert(key);
+                let buckets = self.buckets;
+                let mut claim = |head: &PairHead, key, size| {
+                    self.needs(head) && self.lacks(key, size) && self.claimed.insert((key, size))
+                };
                 let claim = match &read {
-                    Read::Pair { head, images, .. } => images.map(|key| claim(head, key)),
+                    Read::Pair {
+                        head,
+                        images,
+                        originals,
+                        ..
+                    } => {
+                        let size = buckets.of_pair(*originals);
+                        images.map(|key| claim(head, key, size))
+                    }
                     Read::Other(_) => [false; 2],
                 };
                 (id, place, read, claim)
@@ -106,20 +119,26 @@ impl Decoder<'_> {
         self.keep_ties || pair.preference != Preference::Tie
     }
 
-    fn lacks(&self, image: Key) -> bool {
+    fn lacks(&self, image: Key, size: Size) -> bool {
         self.views
             .all()
-            .any(|view| !self.present.contains(&view_key(image, view)))
+            .any(|view| !self.present.contains(&view_key(image, size, view)))
     }
 
     fn decode(&self, read: Read, claim: [bool; 2]) -> Finding {
-        let (head, images, files) = match read {
-            Read::Pair { head, images, files } => (head, images, files),
+        let (head, images, originals, files) = match read {
+            Read::Pair {
+                head,
+                images,
+                originals,
+                files,
+            } => (head, images, originals, files),
             Read::Other(finding) => return finding,
         };
+        let size = self.buckets.of_pair(originals);
         let claimed = (0..2).filter(|&i| claim[i]);
         let decoded = claimed.map(|i| {
-            let prepared = decode(&files[i]).map(|rgb| Prepared::new(rgb, self.resolution));
+            let prepared = decode(&files[i]).map(|rgb| Prepared::new(rgb, size));
             let reason = |e| format!("{} {e}", NAMES[i]);
             (images[i], prepared.map(Arc::new).map_err(reason))
         });
@@ -127,6 +146,7 @@ impl Decoder<'_> {
             decoded: decoded.collect(),
             pair: head,
             images,
+            originals,
         }
     }
 }
@@ -136,6 +156,7 @@ enum Read {
     Pair {
         head: PairHead,
         images: [Key; 2],
+        originals: [Size; 2],
         files: [Vec<u8>; 2],
     },
     Other(Finding),
@@ -162,6 +183,7 @@ fn read(content: Content) -> Result<Read> {
                 scores,
             },
             images: [0, 1].map(|i| Key::of(&[&files[i]])),
+            originals: [0, 1].map(|i| upright_size(&files[i])),
             files,
         },
         Err(reason) => Read::Other(Finding::Damaged(reason)),

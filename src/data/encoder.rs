@@ -3,13 +3,14 @@
 
 use ndarray::ArrayView4;
 
+use super::image::Size;
 use crate::Result;
 use crate::model_folder::ContentHash;
 use crate::pipeline::{Embedding, LatentScaling, Moments, PromptTokens};
 
 /// Turns images into latent distributions.
 pub trait ImageEncoder {
-    /// Encodes images (N,3,R,R) with values in [-1, 1].
+    /// Encodes images (N,3,H,W) with values in [-1, 1].
     ///
     /// # Errors
     /// The model fails or gives something else than latents.
@@ -54,11 +55,11 @@ pub trait Encoders {
     /// A config is missing or broken.
     fn scaling(&self) -> Result<LatentScaling>;
 
-    /// Loads the image encoder, for images of `resolution`².
+    /// Loads the image encoder, for images of these sizes.
     ///
     /// # Errors
     /// The model is missing or is not an image encoder.
-    fn images(&self, resolution: u32) -> Result<Box<dyn ImageEncoder + '_>>;
+    fn images(&self, sizes: &[Size]) -> Result<Box<dyn ImageEncoder + '_>>;
 
     /// Loads tokenizer and text encoder.
     ///

@@ -1,7 +1,7 @@
 //! Filling the encoding cache: one pass over a split, in which only what the cache lacks is decoded and
 //! encoded.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -10,13 +10,15 @@ use indexmap::IndexSet;
 use ndarray::{Array4, Axis};
 use rayon::prelude::*;
 
+use super::buckets::Buckets;
 use super::cache::{Key, Writer};
 use super::decode::{CHUNKS_WAITING, Checked, Decoder, Finding, PairHead};
 use super::encoder::{CaptionEncoder, Encoders, ImageEncoder};
-use super::image::{Prepared, View};
+use super::image::{Prepared, Size, View};
 use super::pair::{PairSource, Place, Preference};
 use super::table::{PairRow, Table};
 use super::views::Views;
+use crate::config::data::{BucketConfig, MicroConditioning};
 use crate::pipeline::PromptTokens;
 use crate::rng::PairId;
 use crate::{Error, Result};
@@ -53,6 +55,10 @@ pub type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 pub struct EncodeOptions {
     /// Side of the square images, in pixels.
     pub resolution: u32,
+    /// Other sizes around it.
+    pub buckets: Option<BucketConfig>,
+    /// What SDXL's denoiser is told of sizes and crops.
+    pub micro_conditioning: MicroConditioning,
     /// Views of each image.
     pub views: Views,
     /// Whether ties become pairs.
@@ -65,15 +71,24 @@ pub struct EncodeOptions {
     pub verify: bool,
 }
 
-/// Cache key of one view of an image file.
-pub(super) fn view_key(image: Key, view: View) -> Key {
+impl EncodeOptions {
+    /// The sizes that images are brought to.
+    pub fn buckets(&self) -> Buckets {
+        Buckets::new(self.resolution, self.buckets.as_ref())
+    }
+}
+
+/// Cache key of one view of an image file, in a folder of its resolution: squares are of that side.
+pub(super) fn view_key(image: Key, size: Size, view: View) -> Key {
     let (x, y) = view.crop.unwrap_or((f64::NAN, f64::NAN));
-    Key::of(&[
-        image.as_bytes(),
-        &x.to_bits().to_le_bytes(),
-        &y.to_bits().to_le_bytes(),
-        &[view.flip.into()],
-    ])
+    let [x, y] = [x, y].map(|position| position.to_bits().to_le_bytes());
+    let flip = [view.flip.into()];
+    let shape = [size.height.to_le_bytes(), size.width.to_le_bytes()].concat();
+    let parts = [image.as_bytes(), &x, &y, &flip, &shape];
+    Key::of(match size.height == size.width {
+        true => &parts[..4],
+        false => &parts,
+    })
 }
 
 /// Cache key of a caption.
@@ -110,6 +125,12 @@ fn no_pairs(source: &dyn PairSource, table: &Table) -> Error {
     )
 }
 
+/// A view of an image that waits to be encoded.
+type Waiting = (Key, Arc<Prepared>, View);
+
+/// Images that may wait for others of their size, in batches.
+const BATCHES_WAITING: usize = 8;
+
 struct ImagePass<'a, 'w, 'p> {
     source: &'a dyn PairSource,
     encoders: &'a dyn Encoders,
@@ -118,7 +139,9 @@ struct ImagePass<'a, 'w, 'p> {
     progress: &'a mut OnProgress<'p>,
     /// Loaded when there is something to encode.
     encoder: Option<Box<dyn ImageEncoder + 'a>>,
-    queue: VecDeque<(Key, Arc<Prepared>, View)>,
+    /// What waits to be encoded, by size: images of a batch are alike.
+    queues: BTreeMap<Size, VecDeque<Waiting>>,
+    buckets: Buckets,
     /// Image files that do not decode, and why.
     broken: HashMap<Key, String>,
     captions: IndexSet<String>,
@@ -141,7 +164,8 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
             writer,
             progress,
             encoder: None,
-            queue: VecDeque::new(),
+            queues: BTreeMap::new(),
+            buckets: options.buckets(),
             broken: HashMap::new(),
             captions: IndexSet::new(),
             hasher: blake3::Hasher::new(),
@@ -150,9 +174,10 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
     }
 
     fn run(mut self) -> Result<Table> {
+        let buckets = self.buckets.clone();
         let decoder = Decoder {
             source: self.source,
-            resolution: self.options.resolution,
+            buckets: &buckets,
             keep_ties: self.options.keep_ties,
             views: self.options.views,
             present: self.writer.store().keys().collect(),
@@ -166,10 +191,10 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
                 for row in chunk? {
                     self.take(row)?;
                 }
-                self.encode_queued(self.options.batch)?;
+                self.encode_queued(BATCHES_WAITING * self.options.batch)?;
                 self.report()?;
             }
-            self.encode_queued(1)
+            self.encode_queued(0)
         })?;
         self.table.hash = self.hasher.finalize().to_hex().to_string();
         self.table.counts.pairs = self.table.pairs.len() as u64;
@@ -192,6 +217,7 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
             Finding::Pair {
                 pair,
                 images,
+                originals,
                 decoded,
             } => {
                 let label: &[u8] = match pair.preference {
@@ -208,7 +234,7 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
                 for (key, outcome) in decoded {
                     self.enqueue(key, outcome);
                 }
-                self.add_pair(id, &place, pair, images);
+                self.add_pair(id, &place, pair, images, originals);
             }
         }
         self.check_share()
@@ -223,10 +249,12 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
     fn enqueue(&mut self, image: Key, outcome: Result<Arc<Prepared>, String>) {
         match outcome {
             Ok(prepared) => {
+                let size = prepared.target();
                 for view in self.options.views.all() {
-                    let key = view_key(image, view);
+                    let key = view_key(image, size, view);
                     if !self.writer.store().contains(key) {
-                        self.queue.push_back((key, prepared.clone(), view));
+                        let queue = self.queues.entry(size).or_default();
+                        queue.push_back((key, prepared.clone(), view));
                     }
                 }
             }
@@ -236,7 +264,14 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
         }
     }
 
-    fn add_pair(&mut self, id: PairId, place: &Place, pair: PairHead, images: [Key; 2]) {
+    fn add_pair(
+        &mut self,
+        id: PairId,
+        place: &Place,
+        pair: PairHead,
+        images: [Key; 2],
+        originals: [Size; 2],
+    ) {
         let PairHead {
             caption,
             preference,
@@ -259,6 +294,7 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
             caption,
             scores,
             images,
+            originals,
         });
     }
 
@@ -291,33 +327,43 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
         }
     }
 
-    /// Encodes what waits, in full batches, down to fewer than `least`.
-    fn encode_queued(&mut self, least: usize) -> Result<()> {
-        while self.queue.len() >= least.max(1) {
-            let batch: Vec<_> = self
-                .queue
-                .drain(..self.queue.len().min(self.options.batch.max(1)))
-                .collect();
-            let encoder = match &mut self.encoder {
-                Some(encoder) => encoder,
-                none => none.insert(self.encoders.images(self.options.resolution)?),
+    /// Encodes full batches, and others until no more than `most` views wait.
+    fn encode_queued(&mut self, most: usize) -> Result<()> {
+        let batch = self.options.batch.max(1);
+        loop {
+            let waiting: usize = self.queues.values().map(VecDeque::len).sum();
+            let longest = self.queues.iter_mut().max_by_key(|(_, queue)| queue.len());
+            let Some((&size, queue)) = longest.filter(|(_, queue)| !queue.is_empty()) else {
+                return Ok(());
             };
-            let moments = encoder.encode(assemble(&batch, self.options.resolution as usize).view())?;
-            for ((key, ..), moments) in batch.iter().zip(&moments) {
-                if !moments.is_finite() {
-                    return Err(not_finite(self.source));
-                }
-                self.writer.append(*key, &moments.tensors())?;
+            if queue.len() < batch && waiting <= most {
+                return Ok(());
             }
-            self.writer.commit()?;
+            let batch: Vec<Waiting> = queue.drain(..queue.len().min(batch)).collect();
+            self.encode(size, &batch)?;
         }
-        Ok(())
+    }
+
+    fn encode(&mut self, size: Size, batch: &[Waiting]) -> Result<()> {
+        let encoder = match &mut self.encoder {
+            Some(encoder) => encoder,
+            none => none.insert(self.encoders.images(self.buckets.sizes())?),
+        };
+        let moments = encoder.encode(assemble(batch, size).view())?;
+        for ((key, ..), moments) in batch.iter().zip(&moments) {
+            if !moments.is_finite() {
+                return Err(not_finite(self.source));
+            }
+            self.writer.append(*key, &moments.tensors())?;
+        }
+        self.writer.commit()
     }
 }
 
-/// Images (N,3,R,R) of a batch.
-fn assemble(batch: &[(Key, Arc<Prepared>, View)], side: usize) -> Array4<f32> {
-    let mut images = Array4::zeros((batch.len(), 3, side, side));
+/// Images (N,3,H,W) of a batch.
+fn assemble(batch: &[Waiting], size: Size) -> Array4<f32> {
+    let [height, width] = size.sides();
+    let mut images = Array4::zeros((batch.len(), 3, height, width));
     let mut slots: Vec<_> = images.axis_iter_mut(Axis(0)).collect();
     slots
         .par_iter_mut()

@@ -1,17 +1,17 @@
-//! Batches of pairs in a shuffled order that depends on the seed alone.
+//! Batches of pairs in a shuffled order that depends on the seed alone; see [`super::order`].
 //!
-//! Epoch e visits every pair once, in the order that the stream of (seed, e) shuffles them into; e is the
-//! visit number of all its pairs. A batch goes on into the next epoch where one ends. What a visit draws
-//! (view, latents, prompt dropout, winner of a tie) comes from the pair's own streams, so that neither batch
-//! size nor resuming changes it.
+//! A batch goes on into the next epoch where one ends. What a visit draws (view, latents, prompt dropout, winner of a tie)
+//! comes from the pair's own streams, so that neither batch size nor resuming changes it.
 
-use ndarray::{Array2, Array3, Array4, ArrayViewMut1, ArrayViewMut2, ArrayViewMut3, Axis};
+use ndarray::{Array2, Array3, ArrayViewMut1, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::dataset::Dataset;
+use super::order::{Order, Turn};
 use super::pair::Preference;
 use crate::config::data::Ties;
+use crate::pipeline::TimeIds;
 use crate::rng::{PairId, Purpose, Streams, Visit};
 use crate::{Error, Result};
 
@@ -49,10 +49,10 @@ pub struct BatchPair {
 pub struct PairBatch {
     /// The pairs.
     pub pairs: Vec<BatchPair>,
-    /// Latents of the preferred images, scaled; (B,C,H,W).
-    pub preferred: Array4<f32>,
-    /// Latents of the rejected images, scaled; (B,C,H,W).
-    pub rejected: Array4<f32>,
+    /// Scaled latents (C,H,W) of the preferred and the rejected image.
+    pub latents: Vec<[Array3<f32>; 2]>,
+    /// Micro-conditioning of the preferred and the rejected image.
+    pub time_ids: Vec<[TimeIds; 2]>,
     /// Text embeddings, shared by both images of a pair; (B,L,D).
     pub text: Array3<f32>,
     /// Pooled text embeddings; (B,P), P being 0 where the model has none.
@@ -68,24 +68,35 @@ pub struct Loader<'a> {
     prompt_dropout: f64,
     single: bool,
     state: LoaderState,
-    /// Indices of the pairs in the order of the present epoch.
-    order: Vec<u32>,
+    order: Order,
+    /// The present epoch.
+    turns: Vec<Turn>,
 }
 
 impl<'a> Loader<'a> {
     /// A loader at the start of the first epoch.
     pub fn new(dataset: &'a Dataset, streams: Streams, ties: Ties, prompt_dropout: f64) -> Self {
-        let mut loader = Self {
+        let order = Order::new(dataset, streams, 1);
+        Self {
+            turns: order.epoch(0),
             dataset,
             streams,
             ties,
             prompt_dropout,
             single: false,
             state: LoaderState::default(),
-            order: Vec::new(),
-        };
-        loader.shuffle();
-        loader
+            order,
+        }
+    }
+
+    /// For batches whose number of pairs is a multiple of `part`, of which each part has images of one size.
+    pub fn in_parts(self, part: usize) -> Self {
+        let order = Order::new(self.dataset, self.streams, part);
+        Self {
+            turns: order.epoch(self.state.epoch),
+            order,
+            ..self
+        }
     }
 
     /// For a data set of single images, each of which is in a pair with itself.
@@ -108,7 +119,8 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// The state is that of a larger data set.
     pub fn resume(&mut self, state: LoaderState) -> Result<()> {
-        let pairs = self.order.len() as u64;
+        let turns = self.order.epoch(state.epoch);
+        let pairs = turns.len() as u64;
         if state.cursor > pairs {
             let what = format!(
                 "stands at pair {} of an epoch, but the data has {pairs}",
@@ -121,15 +133,8 @@ impl<'a> Loader<'a> {
             ));
         }
         self.state = state;
-        self.shuffle();
+        self.turns = turns;
         Ok(())
-    }
-
-    fn shuffle(&mut self) {
-        self.order = (0..self.dataset.pairs().len() as u32).collect();
-        self.streams
-            .epoch_order(self.state.epoch)
-            .shuffle(&mut self.order);
     }
 
     /// Whether a tie's second image counts as preferred at this visit.
@@ -138,17 +143,18 @@ impl<'a> Loader<'a> {
     }
 
     fn next_pair(&mut self) -> BatchPair {
-        if self.state.cursor >= self.order.len() as u64 {
+        while self.state.cursor >= self.turns.len() as u64 {
             self.state = LoaderState {
                 epoch: self.state.epoch + 1,
                 cursor: 0,
             };
-            self.shuffle();
+            self.turns = self.order.epoch(self.state.epoch);
         }
-        let index = self.order[self.state.cursor as usize] as usize;
+        let (index, visit) = self.turns[self.state.cursor as usize];
         self.state.cursor += 1;
+        let index = index as usize;
         let pair = &self.dataset.pairs()[index];
-        let (id, visit) = (pair.id, Visit(self.state.epoch));
+        let id = pair.id;
         let (label, weight) = match (pair.preference, self.ties) {
             (Preference::Second, _) if self.single => (0.0, 1.0),
             (Preference::Tie, Ties::Soft) => (0.5, 1.0),
@@ -185,52 +191,51 @@ impl<'a> Loader<'a> {
     /// The cache was damaged since it was opened.
     pub fn next_batch(&mut self, pairs: usize) -> Result<PairBatch> {
         let pairs: Vec<BatchPair> = (0..pairs).map(|_| self.next_pair()).collect();
-        let [channels, height, width] = self.dataset.latent_shape();
         let [length, size] = self.dataset.text_shape();
-        let mut preferred = Array4::zeros((pairs.len(), channels, height, width));
-        let mut rejected = preferred.clone();
         let mut text = Array3::zeros((pairs.len(), length, size));
         let mut pooled = Array2::zeros((pairs.len(), self.dataset.pooled_len()));
-        let slots: Vec<_> = preferred
+        let slots: Vec<_> = text
             .axis_iter_mut(Axis(0))
-            .zip(rejected.axis_iter_mut(Axis(0)))
-            .zip(text.axis_iter_mut(Axis(0)).zip(pooled.axis_iter_mut(Axis(0))))
+            .zip(pooled.axis_iter_mut(Axis(0)))
             .zip(&pairs)
             .collect();
-        slots
+        let images: Vec<([Array3<f32>; 2], [TimeIds; 2])> = slots
             .into_par_iter()
-            .try_for_each(|(((preferred, rejected), text), pair)| {
-                self.load(pair, [preferred, rejected], text)
-            })?;
+            .map(|(text, pair)| {
+                self.load_text(pair, text)?;
+                self.load_images(pair)
+            })
+            .collect::<Result<_>>()?;
+        let (latents, time_ids) = images.into_iter().unzip();
         Ok(PairBatch {
             pairs,
-            preferred,
-            rejected,
+            latents,
+            time_ids,
             text,
             pooled,
         })
     }
 
-    fn load(
-        &self,
-        pair: &BatchPair,
-        slots: [ArrayViewMut3<f32>; 2],
-        (mut text, mut pooled): (ArrayViewMut2<f32>, ArrayViewMut1<f32>),
-    ) -> Result<()> {
-        let view = self
-            .dataset
-            .options()
-            .views
-            .draw(&self.streams, pair.id, pair.visit);
+    fn load_images(&self, pair: &BatchPair) -> Result<([Array3<f32>; 2], [TimeIds; 2])> {
+        let views = self.dataset.options().views;
+        let view = views.draw(&self.streams, pair.id, pair.visit);
         let mut moments = self.dataset.moments(pair.index, view)?;
+        let mut time_ids = self.dataset.time_ids(pair.index, view);
         let tie = self.dataset.pairs()[pair.index].preference == Preference::Tie;
         if tie && self.tie_is_reversed(pair.id, pair.visit) {
             moments.reverse();
+            time_ids.reverse();
         }
         let mut stream = self.streams.pair(Purpose::Latent, pair.id, pair.visit);
-        for (mut slot, moments) in slots.into_iter().zip(&moments) {
-            slot.assign(&moments.sample(self.dataset.scaling(), &mut stream));
-        }
+        let latents = moments.map(|m| m.sample(self.dataset.scaling(), &mut stream));
+        Ok((latents, time_ids))
+    }
+
+    fn load_text(
+        &self,
+        pair: &BatchPair,
+        (mut text, mut pooled): (ArrayViewMut2<f32>, ArrayViewMut1<f32>),
+    ) -> Result<()> {
         let caption = if pair.prompt_dropped {
             ""
         } else {

@@ -22,7 +22,7 @@ fn loader(dataset: &Dataset, ties: Ties, dropout: f64) -> Loader<'_> {
 /// A batch's pairs one by one: description, latents and text.
 fn singles(batch: &PairBatch) -> Vec<(String, Vec<f32>)> {
     let values = |i: usize| {
-        let latents = [&batch.preferred, &batch.rejected].map(|a| a.index_axis(Axis(0), i).to_owned());
+        let latents = &batch.latents[i];
         let text = batch.text.index_axis(Axis(0), i).to_owned();
         latents.iter().flatten().chain(&text).copied().collect()
     };
@@ -88,13 +88,10 @@ fn latents_are_drawn_from_their_moments_anew_at_each_visit() {
         for (i, pair) in batch.pairs.iter().enumerate() {
             let [preferred, rejected] = dataset.moments(pair.index, View::CENTER).unwrap();
             let mut stream = Streams::new(5).pair(Purpose::Latent, pair.id, pair.visit);
-            for (moments, drawn) in [(preferred, &batch.preferred), (rejected, &batch.rejected)] {
-                assert_eq!(
-                    drawn.index_axis(Axis(0), i),
-                    moments.sample(dataset.scaling(), &mut stream)
-                );
+            for (moments, drawn) in [preferred, rejected].iter().zip(&batch.latents[i]) {
+                assert_eq!(drawn, moments.sample(dataset.scaling(), &mut stream));
             }
-            let drawn: Vec<f32> = batch.preferred.index_axis(Axis(0), i).iter().copied().collect();
+            let drawn: Vec<f32> = batch.latents[i][0].iter().copied().collect();
             let before = seen.insert(pair.id.0, drawn.clone());
             assert!(before.is_none_or(|before| before != drawn));
         }
@@ -141,13 +138,7 @@ fn ties_are_dropped_or_labelled_or_weighted_as_configured() {
     let batch = loader(&with, Ties::Half, 0.0).next_batch(9 * 200).unwrap();
     let index = with.index_of(crate::rng::PairId(2)).unwrap();
     let first = &with.moments(index, View::CENTER).unwrap()[0].mean * 0.5;
-    let near = |i: usize| {
-        (&batch.preferred.index_axis(Axis(0), i) - &first)
-            .mapv(f32::abs)
-            .mean()
-            .unwrap()
-            < 0.1
-    };
+    let near = |i: usize| (&batch.latents[i][0] - &first).mapv(f32::abs).mean().unwrap() < 0.1;
     let tied = || (0..batch.pairs.len()).filter(|&i| batch.pairs[i].index == index);
     let wins = tied().filter(|&i| near(i)).count();
     assert_eq!(tied().count(), 200);

@@ -7,6 +7,7 @@
 //!
 //! [`open`] finds a split, [`Dataset::prepare`] encodes it once and for all, [`Loader`] hands out batches.
 
+mod buckets;
 pub mod cache;
 mod dataset;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod loader;
 #[cfg(test)]
 mod loader_tests;
 mod onnx_encoders;
+mod order;
 mod pair;
 pub(crate) mod parquet_file;
 mod pickapic;
@@ -36,6 +38,7 @@ mod views;
 use crate::Result;
 use crate::config::data::{DataConfig, DataKind, Ties};
 
+pub use buckets::Buckets;
 pub use dataset::Dataset;
 pub use encoder::{CaptionEncoder, Encoders, Identity, ImageEncoder};
 pub use fill::{EncodeOptions, OnProgress, Progress, Stage};
@@ -89,6 +92,8 @@ impl EncodeOptions {
         let train = part == Part::Train;
         Self {
             resolution: config.resolution,
+            buckets: config.buckets,
+            micro_conditioning: config.micro_conditioning,
             views: match train {
                 true => Views {
                     crops: config.crops,

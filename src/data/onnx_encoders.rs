@@ -3,6 +3,7 @@
 use ndarray::ArrayView4;
 
 use super::encoder::{CaptionEncoder, Encoders, Identity, ImageEncoder};
+use super::image::Size;
 use crate::Result;
 use crate::model_folder::{Component, ContentHash, ModelFolder};
 use crate::pipeline::text::components;
@@ -52,12 +53,13 @@ impl Encoders for OnnxEncoders<'_> {
         LatentScaling::of(self.model)
     }
 
-    fn images(&self, resolution: u32) -> Result<Box<dyn ImageEncoder + '_>> {
+    fn images(&self, sizes: &[Size]) -> Result<Box<dyn ImageEncoder + '_>> {
+        let sides: Vec<[usize; 2]> = sizes.iter().map(Size::sides).collect();
         Ok(Box::new(VaeEncoder::load(
             self.model,
             &self.options,
             self.vae,
-            resolution as usize,
+            &sides,
         )?))
     }
 

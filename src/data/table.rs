@@ -7,13 +7,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::cache::Key;
+use super::image::Size;
 use super::pair::{Place, Preference};
 use crate::fsutil::write_atomically;
 use crate::rng::PairId;
 use crate::{Error, Result};
 
 /// Changes whenever the same files would give another table; part of its name.
-pub(super) const IMPORTER_VERSION: u32 = 1;
+pub(super) const IMPORTER_VERSION: u32 = 2;
 
 /// Damaged rows that are described one by one.
 const EXAMPLES: usize = 5;
@@ -50,6 +51,8 @@ pub struct PairRow {
     pub scores: Option<[f32; 2]>,
     /// Hashes of the two image files.
     pub(super) images: [Key; 2],
+    /// Sizes of the two images in their files, upright.
+    pub originals: [Size; 2],
 }
 
 /// A split that was read through.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array2, Array3, ArrayView4, s};
 
 use super::*;
+use crate::config::data::MicroConditioning;
 use crate::model_folder::ContentHash;
 use crate::pipeline::{Embedding, LatentScaling, Moments, PromptTokens};
 use crate::text::Tokens;
@@ -56,7 +57,7 @@ impl Encoders for FakeEncoders {
         })
     }
 
-    fn images(&self, _resolution: u32) -> Result<Box<dyn ImageEncoder + '_>> {
+    fn images(&self, _sizes: &[image::Size]) -> Result<Box<dyn ImageEncoder + '_>> {
         add(&self.loads, 1);
         Ok(Box::new(self))
     }
@@ -115,6 +116,8 @@ pub fn source(name: &str) -> PickAPic {
 
 pub const OPTIONS: EncodeOptions = EncodeOptions {
     resolution: 16,
+    buckets: None,
+    micro_conditioning: MicroConditioning::Image,
     views: Views {
         crops: 1,
         flip: false,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use half::f16;
 use ndarray::{ArrayD, IxDyn};
 
+use super::micro::{TIME_IDS, TimeIds};
 use super::network::{map_weights, session_over};
 use super::weight_copies::{self, WeightCopies};
 use crate::onnx::{Dim, Dims, Graph, Model, SpecializeOptions, specialize};
@@ -12,9 +13,6 @@ use crate::runtime::{Session, SessionOptions, TensorView};
 use crate::tensor::{DType, Tensor};
 use crate::traingraph::{attention, timestep};
 use crate::{Error, Result};
-
-/// Numbers in SDXL's `time_ids`: original size, crop, target size.
-pub const TIME_IDS: usize = 6;
 
 /// Sizes of everything the denoiser is fed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,16 +32,8 @@ pub struct Geometry {
 pub struct Added {
     /// Width of the pooled text embedding.
     pub pooled: usize,
-    /// Height and width of the image in pixels.
+    /// Height and width in pixels of pictures that are made.
     pub size: [usize; 2],
-}
-
-impl Added {
-    /// Original size, crop and target size of an image that was neither scaled nor cropped.
-    pub fn time_ids(&self) -> [f32; TIME_IDS] {
-        let [height, width] = self.size.map(|side| side as f32);
-        [height, width, 0.0, 0.0, height, width]
-    }
 }
 
 impl Geometry {
@@ -65,6 +55,32 @@ impl Geometry {
     /// The same sizes for another number of samples.
     pub fn with_samples(self, samples: usize) -> Self {
         Self { samples, ..self }
+    }
+
+    /// Micro-conditioning of pictures that are made in this size; without meaning where the model takes none.
+    pub fn picture_ids(&self) -> TimeIds {
+        TimeIds::whole(self.added.map_or([0; 2], |added| added.size))
+    }
+
+    /// Height and width of a latent.
+    pub fn latent_size(&self) -> [usize; 2] {
+        [self.latent[1], self.latent[2]]
+    }
+
+    /// The same for latents of another height and width.
+    pub fn with_latent_size(self, [height, width]: [usize; 2]) -> Self {
+        let scaled = |side: usize, latent: usize, own: usize| side * latent / own.max(1);
+        Self {
+            latent: [self.latent[0], height, width],
+            added: self.added.map(|added| Added {
+                size: [
+                    scaled(added.size[0], height, self.latent[1]),
+                    scaled(added.size[1], width, self.latent[2]),
+                ],
+                ..added
+            }),
+            ..self
+        }
     }
 }
 
@@ -174,10 +190,7 @@ impl Denoiser {
         let [c, h, w] = self.geometry.latent;
         let [tokens, width] = self.geometry.text;
         let pooled = self.geometry.pooled_len();
-        let time_ids = self
-            .geometry
-            .added
-            .map_or(Vec::new(), |added| added.time_ids().repeat(n));
+        let time_ids = self.geometry.picture_ids().0.repeat(n);
         let mut inputs: Vec<(String, Tensor)> = Vec::new();
         for input in self.session.inputs() {
             let tensor = match input.name.as_str() {

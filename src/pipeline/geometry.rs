@@ -1,6 +1,7 @@
 //! The shapes that a pipeline folder's configuration files declare, before any of its networks is loaded.
 
-use super::denoiser::{Added, Geometry, TIME_IDS};
+use super::denoiser::{Added, Geometry};
+use super::micro::TIME_IDS;
 use crate::model_folder::{Component, JsonFile, ModelFolder};
 use crate::{Error, Result};
 

@@ -79,7 +79,7 @@ pub struct VaeEncoder {
 }
 
 impl VaeEncoder {
-    /// Loads the encoder of `model` for images of `resolution`².
+    /// Loads the encoder of `model` for images of these heights and widths.
     ///
     /// # Errors
     /// The network is missing, takes other sizes, or is not a VAE encoder.
@@ -87,17 +87,28 @@ impl VaeEncoder {
         model: &ModelFolder,
         options: &SessionOptions,
         precision: VaePrecision,
-        resolution: usize,
+        sizes: &[[usize; 2]],
     ) -> Result<Self> {
         let network = precision.load(model, Component::VaeEncoder, options, "sample")?;
-        let fixed = network
-            .input("sample")
-            .map(|i| i.dims.iter().skip(2).flatten().copied().collect());
-        let fixed: Vec<usize> = fixed.unwrap_or_default();
-        if let Some(size) = fixed.into_iter().find(|&size| size != resolution) {
-            let what = format!("takes images of {size} pixels, but data.resolution is {resolution}");
-            let remedy = "Set data.resolution to that, or export the model with dynamic height and width.";
-            return Err(Error::bad(network.place(), what, remedy));
+        let fixed = network.input("sample").map_or(&[][..], |input| &input.dims);
+        for size in sizes {
+            let sides = fixed.iter().skip(2).zip(size);
+            if let Some((Some(fixed), side)) = sides
+                .clone()
+                .find(|(fixed, side)| fixed.is_some_and(|f| f != **side))
+            {
+                let (what, remedy) = match sizes.len() {
+                    1 => (
+                        format!("takes images of {fixed} pixels, but data.resolution is {side}"),
+                        "Set data.resolution to that, or export the model with dynamic height and width.",
+                    ),
+                    _ => (
+                        format!("takes images of {fixed} pixels only, which rules out data.buckets"),
+                        "Leave data.buckets out, or export the model with dynamic height and width.",
+                    ),
+                };
+                return Err(Error::bad(network.place(), what, remedy));
+            }
         }
         let moments = network.has_output("latent_parameters");
         match moments || network.has_output("latent_sample") {
@@ -110,7 +121,7 @@ impl VaeEncoder {
         }
     }
 
-    /// Encodes images (N,3,R,R) with values in [-1, 1].
+    /// Encodes images (N,3,H,W) with values in [-1, 1].
     ///
     /// # Errors
     /// The model fails, or gives something else than latents or values that are no numbers.

@@ -30,9 +30,21 @@ impl Binding {
     /// # Errors
     /// [`Error::Runtime`] when memory is short.
     pub fn new(session: &Session) -> Result<Self> {
+        Self::with(session, true)
+    }
+
+    /// All outputs are allocated by the run, and can be given back with [`Binding::forget`]: for sessions that take turns.
+    ///
+    /// # Errors
+    /// As [`Binding::new`].
+    pub fn of_turns(session: &Session) -> Result<Self> {
+        Self::with(session, false)
+    }
+
+    fn with(session: &Session, keeps_outputs: bool) -> Result<Self> {
         let failed = |e| failure(&session.name, e);
         let mut selector = OutputSelector::default();
-        for output in session.outputs() {
+        for output in session.outputs().iter().filter(|_| keeps_outputs) {
             if let Some(shape) = output.static_shape() {
                 let shape: Vec<i64> = shape.into_iter().map(|d| d as i64).collect();
                 let buffer = DynTensor::new(&Allocator::default(), element_type(output.dtype), shape);
@@ -109,6 +121,11 @@ impl Binding {
             .map(|(name, value)| (name.to_owned(), value))
             .collect();
         Ok(())
+    }
+
+    /// Frees the outputs of the last run that are not allocated once and for all.
+    pub fn forget(&mut self) {
+        self.outputs.clear();
     }
 
     fn check_kept(&self, session: &Session) -> Result<()> {

@@ -76,6 +76,7 @@ pub fn run(model: &Model, options: &BenchOptions) -> Result<BenchReport> {
         mixed_precision: options.mixed_precision,
         model,
         geometry: options.geometry,
+        other_sizes: &[],
         guidance: None,
         pairs: options.pairs,
         whole_batch: true,
@@ -162,6 +163,8 @@ fn random_inputs(options: &BenchOptions) -> (Samples, PairInputs) {
         .map(|i| Timestep(((i % options.pairs) * 997 % 1000) as u32))
         .collect();
     let samples = Samples {
+        size: g.latent_size(),
+        time_ids: vec![g.picture_ids().0; g.samples],
         noisy: normal("noisy", g.samples * g.latent_len()),
         target: normal("target", g.samples * g.latent_len()),
         text: normal("text", g.samples * g.text_len()),

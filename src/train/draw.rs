@@ -6,6 +6,7 @@ use ndarray::{ArrayViewD, Axis};
 use super::source::Text;
 use crate::data::PairBatch;
 use crate::diffusion::Timestep;
+use crate::pipeline::TimeIds;
 use crate::rng::{PairId, Purpose, Streams};
 use crate::timestep::TimestepRule;
 
@@ -37,6 +38,10 @@ pub enum Content {
         latents: [Vec<f32>; 2],
         /// Noise, shared by both images, (C,H,W) flat.
         noise: Vec<f32>,
+        /// Height and width of the latents.
+        size: [usize; 2],
+        /// Micro-conditioning of the preferred and the rejected image.
+        time_ids: [TimeIds; 2],
     },
     /// Denoising steps, as they were taken.
     Steps {
@@ -66,8 +71,8 @@ impl DrawnPair {
         let flat = |a: ArrayViewD<f32>| a.iter().copied().collect::<Vec<f32>>();
         let row = |i: usize| {
             let pair = &batch.pairs[i];
-            let latents =
-                [&batch.preferred, &batch.rejected].map(|l| flat(l.index_axis(Axis(0), i).into_dyn()));
+            let (_, height, width) = batch.latents[i][0].dim();
+            let latents = batch.latents[i].each_ref().map(|l| flat(l.view().into_dyn()));
             let timestep = rule.sample(&mut streams.pair(Purpose::Timestep, pair.id, pair.visit));
             let mut noise = vec![0.0; latents[0].len()];
             streams
@@ -79,7 +84,12 @@ impl DrawnPair {
                 weight: f64::from(pair.weight),
                 label: pair.label,
                 score_gap: pair.score_gap,
-                content: Content::Images { latents, noise },
+                content: Content::Images {
+                    latents,
+                    noise,
+                    size: [height, width],
+                    time_ids: batch.time_ids[i],
+                },
                 text: Text {
                     hidden: flat(batch.text.index_axis(Axis(0), i).into_dyn()),
                     pooled: flat(batch.pooled.index_axis(Axis(0), i).into_dyn()),

@@ -4,6 +4,8 @@
 //! - `batch`: means over the optimizer batch that the loss uses, if it uses any and a batch is computed in parts;
 //! - `errors`: forward pass of any weights (reference, held-out evaluation, drift probe);
 //! - `anchor`: the `kl` anchor, if it is on.
+//!
+//! Where images are of several sizes there are such sessions for each, over the same weights, which take turns.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +13,6 @@ use std::sync::Arc;
 use ndarray::{ArrayViewD, IxDyn};
 
 use super::graphs::EngineGraphs;
-use crate::Result;
 use crate::autodiff::Recompute;
 use crate::config::runtime::{MixedPrecision, WeightCopies};
 use crate::diffusion::Timestep;
@@ -19,16 +20,20 @@ use crate::objective::{Needs, Objective};
 use crate::onnx::{Graph, Model};
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::Guidance;
-use crate::pipeline::denoiser::{Geometry, TIME_IDS};
+use crate::pipeline::denoiser::Geometry;
+use crate::pipeline::micro::TIME_IDS;
 use crate::pipeline::network::{map_weights, session_over};
 use crate::runtime::{Binding, Session, SessionOptions, SharedWeights, TensorView};
 use crate::tensor::{DType, Tensor};
 use crate::traingraph::step::{GRADIENT, LOSS_SCALE, POLICY, REFERENCE};
 use crate::traingraph::{Reference, Trainables};
+use crate::{Error, Result};
 
 /// Noised samples with their targets, flat and in the order of the batch.
 #[derive(Debug, Clone, Default)]
 pub struct Samples {
+    /// Height and width of the latents.
+    pub size: [usize; 2],
     /// x_t, `[N,C,H,W]`.
     pub noisy: Vec<f32>,
     /// What the denoiser should predict, `[N,C,H,W]`; with guidance inside the likelihood, what the guided prediction of the
@@ -40,6 +45,8 @@ pub struct Samples {
     pub text: Vec<f32>,
     /// Pooled text embeddings, `[N,P]`; empty where the model has none.
     pub pooled: Vec<f32>,
+    /// Micro-conditioning of each sample, which only SDXL's denoiser takes.
+    pub time_ids: Vec<[f32; TIME_IDS]>,
 }
 
 /// Per-pair inputs of a step.
@@ -91,6 +98,8 @@ pub struct EngineOptions<'a> {
     pub model: &'a Model,
     /// Sizes; `samples` are the rows of a step.
     pub geometry: Geometry,
+    /// Further heights and widths of latents that steps are taken on.
+    pub other_sizes: &'a [[usize; 2]],
     /// Guidance scale inside the likelihood.
     pub guidance: Option<f64>,
     /// Pairs of a run.
@@ -122,6 +131,15 @@ impl EngineOptions<'_> {
             ..*self
         }
     }
+
+    /// The same run on latents of one of its other sizes.
+    fn sized(&self, size: [usize; 2]) -> Self {
+        Self {
+            geometry: self.geometry.with_latent_size(size),
+            session: self.session.clone(),
+            ..*self
+        }
+    }
 }
 
 /// A session with its buffers.
@@ -132,12 +150,20 @@ struct Runner {
     timestep_dtype: DType,
 }
 
-/// See the module's text.
-pub struct Engine {
+/// The sessions for one size of images.
+struct Sessions {
     step: Runner,
     batch: Option<Runner>,
     errors: Runner,
     anchor: Option<Runner>,
+}
+
+/// See the module's text.
+pub struct Engine {
+    /// By size; at least one, the first being the run's own.
+    sessions: Vec<Sessions>,
+    /// Those whose turn it is.
+    current: usize,
     trainables: Trainables,
     layout: Arc<Layout>,
     model_weights: Option<ParamSet>,
@@ -155,15 +181,14 @@ impl Runner {
         geometry: Geometry,
         folder: &Path,
         weights: &SharedWeights,
-        options: &SessionOptions,
+        (options, takes_turns): (&SessionOptions, bool),
     ) -> Result<Self> {
         let timestep_dtype = graph.dtype(graph.input("timestep")?);
         let session = session_over(graph, folder, weights, options)?;
-        let mut binding = Binding::new(&session)?;
-        if let Some(added) = geometry.added {
-            let ids = added.time_ids().repeat(geometry.samples);
-            binding.keep("time_ids", Tensor::f32(&[geometry.samples, TIME_IDS], ids))?;
-        }
+        let binding = match takes_turns {
+            true => Binding::of_turns(&session)?,
+            false => Binding::new(&session)?,
+        };
         Ok(Self {
             session,
             binding,
@@ -188,7 +213,8 @@ impl Runner {
         if let Some(added) = self.geometry.added {
             let pooled = TensorView::f32(&[n, added.pooled], &samples.pooled);
             inputs.push(("text_embeds", pooled));
-            // `time_ids` never change: the binding keeps them.
+            let ids = samples.time_ids.as_flattened();
+            inputs.push(("time_ids", TensorView::f32(&[n, TIME_IDS], ids)));
         }
         inputs
     }
@@ -280,6 +306,27 @@ fn prefixed(layout: &Layout, prefix: &str) -> Vec<String> {
     layout.names().iter().map(|n| format!("{prefix}{n}")).collect()
 }
 
+impl Sessions {
+    fn load(graphs: &EngineGraphs, options: &EngineOptions, weights: &SharedWeights) -> Result<Self> {
+        let built = (&graphs.session, !options.other_sizes.is_empty());
+        let folder = options.model.folder();
+        let runner = |graph: &Graph, geometry| Runner::new(graph, geometry, folder, weights, built);
+        let batch = graphs.batch.as_ref().map(|g| runner(g, options.geometry));
+        let anchor = graphs.anchor.as_ref().map(|(g, geometry)| runner(g, *geometry));
+        Ok(Self {
+            step: runner(&graphs.step, options.geometry)?,
+            batch: batch.transpose()?,
+            errors: runner(&graphs.errors, options.geometry)?,
+            anchor: anchor.transpose()?,
+        })
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Runner> {
+        let steps = [&mut self.step, &mut self.errors].into_iter();
+        steps.chain(&mut self.batch).chain(&mut self.anchor)
+    }
+}
+
 impl Engine {
     /// Derives the graphs and loads the sessions. `choose` picks what is trained on the static denoiser.
     pub fn build(
@@ -287,21 +334,18 @@ impl Engine {
         split_shared: bool,
         choose: impl Fn(&Graph) -> Result<Trainables>,
     ) -> Result<Self> {
-        let folder = options.model.folder();
-        let graphs = EngineGraphs::derive(options, split_shared, choose)?;
+        let graphs = EngineGraphs::derive(options, split_shared, &choose)?;
         let weights = map_weights(&graphs.denoiser)?;
-        let runner =
-            |graph: &Graph, geometry| Runner::new(graph, geometry, folder, &weights, &graphs.session);
-        let step = runner(&graphs.step, options.geometry)?;
-        let batch = graphs.batch.as_ref().map(|g| runner(g, options.geometry));
-        let errors = runner(&graphs.errors, options.geometry)?;
-        let anchor = graphs.anchor.as_ref().map(|(g, geometry)| runner(g, *geometry));
+        let mut sessions = vec![Sessions::load(&graphs, options, &weights)?];
+        for size in options.other_sizes {
+            let options = options.sized(*size);
+            let graphs = EngineGraphs::derive(&options, split_shared, &choose)?;
+            sessions.push(Sessions::load(&graphs, &options, &weights)?);
+        }
         let needs = options.objective.needs();
         Ok(Self {
-            step,
-            batch: batch.transpose()?,
-            errors,
-            anchor: anchor.transpose()?,
+            sessions,
+            current: 0,
             trainables: graphs.trainables,
             layout: graphs.layout,
             model_weights: graphs.model_weights,
@@ -348,40 +392,62 @@ impl Engine {
         self.loss_scale.unwrap_or(1.0)
     }
 
-    /// Sizes of a step.
+    /// Sizes of a step, on latents of the run's own size.
     pub fn geometry(&self) -> Geometry {
-        self.step.geometry
+        self.sessions[0].step.geometry
     }
 
     /// Samples of the anchor's batch.
     pub fn anchor_samples(&self) -> Option<usize> {
-        self.anchor.as_ref().map(|a| a.geometry.samples)
+        self.sessions[0].anchor.as_ref().map(|a| a.geometry.samples)
+    }
+
+    /// The sessions for `samples`, whose turn it is from now on.
+    fn turn(&mut self, samples: &Samples) -> Result<&mut Sessions> {
+        let of_size = |s: &Sessions| s.step.geometry.latent_size() == samples.size;
+        let Some(next) = self.sessions.iter().position(of_size) else {
+            let [height, width] = samples.size;
+            return Err(Error::bad(
+                format!("latents of {height}x{width}"),
+                "are of a size that no session was built for",
+                "Start the run anew: its data changed while it went.",
+            ));
+        };
+        if next != self.current {
+            self.sessions[self.current]
+                .all()
+                .for_each(|runner| runner.binding.forget());
+            self.current = next;
+        }
+        Ok(&mut self.sessions[next])
     }
 
     /// Errors and predictions of `weights` on one batch of samples.
     pub fn errors(&mut self, weights: &ParamSet, samples: &Samples) -> Result<Vec<f32>> {
         let names = prefixed(&self.layout, POLICY);
-        let timesteps = timestep_tensor(&samples.timesteps, self.errors.timestep_dtype);
-        let mut inputs = self.errors.inputs_with_target(samples, &timesteps);
+        let errors = &mut self.turn(samples)?.errors;
+        let timesteps = timestep_tensor(&samples.timesteps, errors.timestep_dtype);
+        let mut inputs = errors.inputs_with_target(samples, &timesteps);
         inputs.extend(views(&names, weights));
-        self.errors.run(&inputs)?;
-        self.errors.values("errors")
+        errors.run(&inputs)?;
+        errors.values("errors")
     }
 
     /// Predictions of the last call of [`Engine::errors`], `[N,C,H,W]`.
     pub fn predictions(&self) -> Result<Vec<f32>> {
-        self.errors.values("prediction")
+        self.sessions[self.current].errors.values("prediction")
     }
 
     /// Predictions of `weights` for the samples' rows, `[N,C,H,W]`, whatever their targets.
     fn rows(&mut self, weights: &ParamSet, samples: &Samples) -> Result<Vec<f32>> {
         let names = prefixed(&self.layout, POLICY);
-        let timesteps = timestep_tensor(&samples.timesteps, self.errors.timestep_dtype);
-        let mut inputs = self.errors.inputs(samples, &timesteps);
+        let errors = &mut self.turn(samples)?.errors;
+        let timesteps = timestep_tensor(&samples.timesteps, errors.timestep_dtype);
+        let mut inputs = errors.inputs(samples, &timesteps);
         let ignored = vec![0.0; samples.noisy.len()];
-        inputs.push(("target", self.errors.latents(&ignored)));
+        inputs.push(("target", errors.latents(&ignored)));
         inputs.extend(views(&names, weights));
-        self.errors.run(&inputs)?;
+        errors.run(&inputs)?;
         self.predictions()
     }
 
@@ -392,7 +458,7 @@ impl Engine {
         weights: &ParamSet,
         samples: &Samples,
     ) -> Result<(Vec<f32>, Vec<f32>)> {
-        let len = self.geometry().latent_len();
+        let len = self.geometry().with_latent_size(samples.size).latent_len();
         let mut negative = self.rows(weights, samples)?;
         let mut prediction = negative.split_off(negative.len() / 2);
         guidance.combine(&negative, &mut prediction, len);
@@ -424,7 +490,7 @@ impl Engine {
 
     /// Whether [`PairInputs::batch_means`] have to be averaged over the parts of a batch before its first step.
     pub fn needs_batch_means(&self) -> bool {
-        self.batch.is_some()
+        self.sessions[0].batch.is_some()
     }
 
     /// Means over one part of a batch of what the loss wants averaged over all of it.
@@ -436,10 +502,8 @@ impl Engine {
         pairs: &PairInputs,
     ) -> Result<Vec<f32>> {
         let own = prefixed(&self.layout, POLICY);
-        let batch = self
-            .batch
-            .as_mut()
-            .expect("the loop asks for means only where they are needed");
+        let batch = self.turn(samples)?.batch.as_mut();
+        let batch = batch.expect("the loop asks for means only where they are needed");
         let timesteps = timestep_tensor(&samples.timesteps, batch.timestep_dtype);
         let mut inputs = batch.step_inputs(samples, &timesteps, reference, pairs);
         inputs.extend(views(&own, policy));
@@ -471,26 +535,26 @@ impl Engine {
     ) -> Result<StepValues> {
         let is_branch = self.needs.reference && self.reference == Reference::Branch;
         let (own, other) = (prefixed(&self.layout, POLICY), prefixed(&self.layout, REFERENCE));
-        let timesteps = timestep_tensor(&samples.timesteps, self.step.timestep_dtype);
-        let mut inputs = self
-            .step
-            .step_inputs(samples, &timesteps, &reference_values, pairs);
+        let (needs, loss_scale) = (self.needs, self.loss_scale);
+        let step = &mut self.turn(samples)?.step;
+        let timesteps = timestep_tensor(&samples.timesteps, step.timestep_dtype);
+        let mut inputs = step.step_inputs(samples, &timesteps, &reference_values, pairs);
         inputs.extend(views(&own, policy));
-        inputs.extend(scale_input(&self.loss_scale));
+        inputs.extend(scale_input(&loss_scale));
         if let (true, Some(reference)) = (is_branch, reference) {
             inputs.extend(views(&other, reference));
         }
-        self.step.run(&inputs)?;
+        step.run(&inputs)?;
         drop(inputs);
         Ok(StepValues {
-            loss: self.step.binding.scalar("loss")?,
-            errors: self.step.values("errors")?,
+            loss: step.binding.scalar("loss")?,
+            errors: step.values("errors")?,
             reference_errors: match is_branch {
-                true => self.step.values("reference_errors")?,
+                true => step.values("reference_errors")?,
                 false => reference_values.errors,
             },
-            reward_signal: match self.needs.reference {
-                true => self.step.values("reward_signal")?,
+            reward_signal: match needs.reference {
+                true => step.values("reward_signal")?,
                 false => Vec::new(),
             },
         })
@@ -499,33 +563,34 @@ impl Engine {
     /// From now on, gives what a step needed back to the system after each, so that there is room for something else until
     /// the next.
     pub fn release_after_steps(&mut self) -> Result<()> {
-        self.step.binding.release_after_runs()
+        let mut steps = self.sessions.iter_mut().map(|s| &mut s.step);
+        steps.try_for_each(|step| step.binding.release_after_runs())
     }
 
     /// Gradient of the last step's loss for the tensor `name`.
     pub fn gradient(&self, name: &str) -> Option<&[f32]> {
-        gradient_of(&self.step, name)
+        gradient_of(&self.sessions[self.current].step, name)
     }
 
     /// Distance of the predictions of `moving` from those of `initial`; gradients via [`Engine::anchor_gradient`].
     pub fn anchor(&mut self, moving: &ParamSet, initial: &ParamSet, samples: &Samples) -> Result<f32> {
-        let runner = self
-            .anchor
-            .as_mut()
-            .expect("the loop asks for the anchor only where it was built");
+        let loss_scale = self.loss_scale;
         let (own, other) = (prefixed(&self.layout, POLICY), prefixed(&self.layout, REFERENCE));
+        let runner = self.turn(samples)?.anchor.as_mut();
+        let runner = runner.expect("the loop asks for the anchor only where it was built");
         let timesteps = timestep_tensor(&samples.timesteps, runner.timestep_dtype);
         let mut inputs = runner.inputs(samples, &timesteps);
         inputs.extend(views(&own, moving));
         inputs.extend(views(&other, initial));
-        inputs.extend(scale_input(&self.loss_scale));
+        inputs.extend(scale_input(&loss_scale));
         runner.run(&inputs)?;
         runner.binding.scalar("loss")
     }
 
     /// Gradient of the last anchor's distance for the tensor `name`.
     pub fn anchor_gradient(&self, name: &str) -> Option<&[f32]> {
-        self.anchor.as_ref().and_then(|a| gradient_of(a, name))
+        let anchor = self.sessions[self.current].anchor.as_ref();
+        anchor.and_then(|anchor| gradient_of(anchor, name))
     }
 }
 

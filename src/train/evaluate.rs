@@ -3,7 +3,8 @@
 //! Every held-out pair has the same stratified draws of timestep and noise at every evaluation, so that numbers compare
 //! over the whole run. A pair's margin is the mean over its draws; accuracy counts pairs (ties half).
 
-use super::engine::{Engine, Samples};
+use super::by_size::{Batch, BySize};
+use super::engine::Engine;
 use super::guard;
 use super::source::Source;
 use crate::Result;
@@ -79,12 +80,20 @@ impl<'a> HeldOut<'a> {
         pairs: usize,
         mut progress: impl FnMut(usize),
     ) -> Result<Errors> {
-        let geometry = engine.geometry();
-        let mut batch = Samples::with_geometry(&geometry);
-        let mut found = Vec::with_capacity(2 * pairs * self.draws);
-        let mut noise = vec![0.0; geometry.latent_len()];
-        for index in 0..pairs.min(self.pairs()) {
+        let mut batches = BySize::new(engine.geometry());
+        let pairs = pairs.min(self.pairs());
+        let mut found = vec![f32::NAN; 2 * pairs * self.draws];
+        let mut noise = Vec::new();
+        let mut measure = |batch: Batch| -> Result<()> {
+            let errors = engine.errors(weights, &batch.samples)?;
+            for (position, error) in batch.positions.into_iter().zip(errors) {
+                found[position] = error;
+            }
+            Ok(())
+        };
+        for index in 0..pairs {
             let pair = self.source.pair(index, &self.streams)?;
+            noise.resize(pair.latents[0].len(), 0.0);
             for draw in evaluation_draws(
                 &self.streams,
                 pair.id,
@@ -92,21 +101,17 @@ impl<'a> HeldOut<'a> {
                 self.schedule.train_timesteps(),
             ) {
                 draw.fill_noise(&mut noise);
-                for latent in &pair.latents {
-                    batch.push(self.schedule, draw.timestep, latent, &noise, &pair.text);
-                    if batch.len() == geometry.samples {
-                        found.extend(engine.errors(weights, &batch)?);
-                        batch.clear();
-                    }
+                for (latent, time_ids) in pair.latents.iter().zip(pair.time_ids) {
+                    let condition = (&pair.text, time_ids);
+                    let full = batches.push(pair.size, |batch| {
+                        batch.push(self.schedule, draw.timestep, latent, &noise, condition);
+                    });
+                    full.map_or(Ok(()), &mut measure)?;
                 }
             }
             progress(index + 1);
         }
-        if !batch.is_empty() {
-            let left = batch.len();
-            batch.pad_to(geometry.samples);
-            found.extend(&engine.errors(weights, &batch)?[..left]);
-        }
+        batches.rest().try_for_each(measure)?;
         Ok(Errors(found))
     }
 

@@ -2,6 +2,7 @@
 
 mod batch;
 pub mod bench;
+pub mod by_size;
 pub mod checkpoint;
 pub mod draw;
 pub mod engine;

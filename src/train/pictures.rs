@@ -70,10 +70,13 @@ impl Predict for WithWeights<'_> {
 
     /// Training timesteps are whole: those of samplers that space them otherwise are rounded.
     fn predict(&mut self, latents: &[f32], timestep: f64, given: &Conditioning) -> Result<Vec<f32>> {
+        let geometry = self.geometry();
         let samples = Samples {
+            size: geometry.latent_size(),
+            time_ids: vec![geometry.picture_ids().0; geometry.samples],
             noisy: latents.to_vec(),
             target: vec![0.0; latents.len()],
-            timesteps: vec![Timestep(timestep.round() as u32); self.geometry().samples],
+            timesteps: vec![Timestep(timestep.round() as u32); geometry.samples],
             text: given.text.clone(),
             pooled: given.pooled.clone(),
         };

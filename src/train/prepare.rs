@@ -202,6 +202,7 @@ pub fn engine_options<'a>(
             samples: if guidance.is_some() { 2 * samples } else { samples },
             ..sample
         },
+        other_sizes: &[],
         guidance,
         pairs,
         whole_batch: plan.train.accumulate == 1,
@@ -222,18 +223,21 @@ pub fn engine_options<'a>(
     })
 }
 
-/// Sessions for samples shaped as `sample`, and θ0. Recomputation goes as far as the configuration's memory budget asks.
+/// Sessions for samples shaped as `sample`, and for latents of other heights and widths, and θ0. Recomputation goes as far as the configuration's memory budget asks.
 ///
 /// # Errors
 /// The run would take more memory than it may; the model is no denoiser, or ONNX Runtime refuses it.
 pub fn engine(
     plan: &TrainPlan,
     model: &Model,
-    sample: Geometry,
+    (sample, other_sizes): (Geometry, &[[usize; 2]]),
     objective: &dyn Objective,
     streams: &Streams,
 ) -> Result<(Engine, ParamSet)> {
-    let mut options = engine_options(plan, model, sample, objective)?;
+    let mut options = EngineOptions {
+        other_sizes,
+        ..engine_options(plan, model, sample, objective)?
+    };
     let full = plan.trains_all_weights();
     if let Some(budget) = plan.runtime.memory_budget {
         let choose = |graph: &Graph| initial::trainables(&plan.adapter, graph);
@@ -259,7 +263,7 @@ pub fn engine(
     Ok((engine, initial))
 }
 
-/// SDXL's conditions for the images of a data set, which are all of one size.
+/// SDXL's conditions beside the text, for square pictures.
 fn added(dataset: &Dataset) -> Option<Added> {
     let side = dataset.options().resolution as usize;
     let pooled = dataset.pooled_len();
@@ -294,6 +298,8 @@ impl Source for Measurable<'_> {
         Ok(ReadyPair {
             id,
             latents,
+            size: self.0.latent_size(index),
+            time_ids: self.0.time_ids(index, View::CENTER),
             text: Text::from(&embedding),
         })
     }

@@ -1,6 +1,7 @@
 //! The drift probe: how far a reference has moved from the initial policy, on fixed draws of preferred training images.
 
-use super::engine::{Engine, Samples};
+use super::by_size::{Batch, BySize};
+use super::engine::Engine;
 use super::source::Source;
 use crate::Result;
 use crate::diffusion::NoiseSchedule;
@@ -19,8 +20,7 @@ pub struct Drift {
 
 /// Fixed samples, and what the initial policy makes of them.
 pub struct Probe {
-    batches: Vec<Samples>,
-    draws: usize,
+    batches: Vec<Batch>,
     initial: Vec<(Vec<f32>, Vec<f32>)>,
 }
 
@@ -34,40 +34,32 @@ impl Probe {
         engine: &mut Engine,
         initial: &ParamSet,
     ) -> Result<Self> {
-        let geometry = engine.geometry();
         let ids: Vec<_> = (0..source.len()).map(|i| source.id(i)).collect();
         let position = |id| {
             ids.iter()
                 .position(|i| *i == id)
                 .expect("draws are made from these ids")
         };
-        let mut noise = vec![0.0; geometry.latent_len()];
-        let mut batches = vec![Samples::with_geometry(&geometry)];
+        let mut noise = Vec::new();
+        let mut by_size = BySize::new(engine.geometry());
+        let mut batches = Vec::new();
         for draw in probe_draws(streams, &ids, draws, schedule.train_timesteps()) {
-            if batches.last().is_some_and(|b| b.len() == geometry.samples) {
-                batches.push(Samples::with_geometry(&geometry));
-            }
             let pair = source.pair(position(draw.pair), streams)?;
+            noise.resize(pair.latents[0].len(), 0.0);
             draw.fill_noise(&mut noise);
-            let batch = batches.last_mut().expect("there is always a batch");
-            batch.push(schedule, draw.timestep, &pair.latents[0], &noise, &pair.text);
+            let condition = (&pair.text, pair.time_ids[0]);
+            batches.extend(by_size.push(pair.size, |batch| {
+                batch.push(schedule, draw.timestep, &pair.latents[0], &noise, condition);
+            }));
         }
-        Self::of_samples(batches, draws, engine, initial)
+        batches.extend(by_size.rest());
+        Self::of_batches(batches, engine, initial)
     }
 
-    /// Measures `initial` on samples that were drawn before: `draws` of them, all batches but the last one full.
-    pub fn of_samples(
-        mut batches: Vec<Samples>,
-        draws: usize,
-        engine: &mut Engine,
-        initial: &ParamSet,
-    ) -> Result<Self> {
-        for batch in &mut batches {
-            batch.pad_to(engine.geometry().samples);
-        }
+    /// Measures `initial` on samples that were drawn before.
+    pub fn of_batches(batches: Vec<Batch>, engine: &mut Engine, initial: &ParamSet) -> Result<Self> {
         let mut probe = Self {
             batches,
-            draws,
             initial: Vec::new(),
         };
         probe.initial = probe.measure(engine, initial)?;
@@ -78,32 +70,36 @@ impl Probe {
     fn measure(&self, engine: &mut Engine, weights: &ParamSet) -> Result<Vec<(Vec<f32>, Vec<f32>)>> {
         self.batches
             .iter()
-            .map(|batch| Ok((engine.errors(weights, batch)?, engine.predictions()?)))
+            .map(|batch| {
+                let errors = engine.errors(weights, &batch.samples)?;
+                Ok((errors, engine.predictions()?))
+            })
             .collect()
     }
 
     /// Drift of `weights` from the initial policy.
     pub fn drift(&self, engine: &mut Engine, weights: &ParamSet) -> Result<Drift> {
         let now = self.measure(engine, weights)?;
-        let samples = engine.geometry().samples;
-        let (mut d, mut kl, mut left) = (0.0, 0.0, self.draws);
-        for ((errors, predictions), (errors_0, predictions_0)) in now.iter().zip(&self.initial) {
-            // What pads the last batch is not counted.
-            let used = left.min(samples);
-            let values = used * (predictions.len() / samples);
+        let (mut d, mut kl, mut draws) = (0.0, 0.0, 0);
+        for ((batch, (errors, predictions)), (errors_0, predictions_0)) in
+            self.batches.iter().zip(&now).zip(&self.initial)
+        {
+            // What fills up a batch is not counted.
+            let used = batch.positions.len();
+            let len = predictions.len() / batch.samples.len();
             let difference = |(a, b): (&f32, &f32)| f64::from(*a) - f64::from(*b);
             d += errors[..used].iter().zip(errors_0).map(difference).sum::<f64>();
-            let squares = predictions[..values]
+            let squares = predictions[..used * len]
                 .iter()
                 .zip(predictions_0)
                 .map(difference)
                 .map(|x| x * x);
-            kl += squares.sum::<f64>() / (predictions.len() / samples) as f64;
-            left -= used;
+            kl += squares.sum::<f64>() / len as f64;
+            draws += used;
         }
         Ok(Drift {
-            d: d / self.draws as f64,
-            kl: kl / self.draws as f64,
+            d: d / draws as f64,
+            kl: kl / draws as f64,
         })
     }
 }

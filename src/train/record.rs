@@ -3,7 +3,7 @@
 //! ```text
 //! DIR/initial.safetensors          the policy before the first step (named as the run's results are)
 //! DIR/step-000001-part-0.safetensors
-//!     sample, target [N,C,H,W]  timestep [N]  encoder_hidden_states [N,L,D]  text_embeds [N,P] (SDXL)
+//!     sample, target [N,C,H,W]  timestep [N]  encoder_hidden_states [N,L,D]  text_embeds [N,P]  time_ids [N,6] (SDXL)
 //!     weight, reward_scale, label [P] …        what the loss was told of each pair
 //!     loss [1]  errors [N]  reference_errors [N]  reward_signal [P]
 //! ```
@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use super::engine::{PairInputs, Samples, StepValues};
 use crate::adapter::{NamedTensor, Precision, write_tensors};
 use crate::pipeline::denoiser::Geometry;
+use crate::pipeline::micro::TIME_IDS;
 use crate::{Error, Result};
 
 /// Writes what steps were computed from into a folder.
@@ -66,6 +67,7 @@ impl Recorder {
     ) -> Result<()> {
         let timesteps: Vec<f32> = samples.timesteps.iter().map(|t| t.0 as f32).collect();
         let loss = [values.loss];
+        let geometry = geometry.with_latent_size(samples.size);
         let latents = |values: &[f32]| {
             let rows = values.len() / geometry.latent_len();
             [&[rows], geometry.latent.as_slice()].concat()
@@ -73,11 +75,16 @@ impl Recorder {
         let rows = samples.timesteps.len();
         let (noisy, target) = (latents(&samples.noisy), latents(&samples.target));
         let text = [&[rows], geometry.text.as_slice()].concat();
-        let shaped: [(&str, Vec<usize>, &[f32]); 4] = [
+        let time_ids = match geometry.added {
+            Some(_) => samples.time_ids.as_flattened(),
+            None => &[],
+        };
+        let shaped: [(&str, Vec<usize>, &[f32]); 5] = [
             ("sample", noisy, &samples.noisy),
             ("target", target, &samples.target),
             ("encoder_hidden_states", text, &samples.text),
             ("text_embeds", vec![rows, geometry.pooled_len()], &samples.pooled),
+            ("time_ids", vec![rows, TIME_IDS], time_ids),
         ];
         let vectors: [(&str, &[f32]); 13] = [
             ("timestep", &timesteps),

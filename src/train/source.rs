@@ -1,7 +1,7 @@
 //! Pairs as measurements need them: by position, always with the same latents.
 
 use crate::Result;
-use crate::pipeline::Embedding;
+use crate::pipeline::{Embedding, TimeIds};
 use crate::rng::{PairId, Streams};
 
 /// A pair ready for the denoiser.
@@ -11,6 +11,10 @@ pub struct ReadyPair {
     pub id: PairId,
     /// Scaled latents of the preferred and the rejected image, (C,H,W) flat.
     pub latents: [Vec<f32>; 2],
+    /// Height and width of the latents.
+    pub size: [usize; 2],
+    /// Micro-conditioning of the preferred and the rejected image.
+    pub time_ids: [TimeIds; 2],
     /// Text conditioning of the prompt.
     pub text: Text,
 }

@@ -12,6 +12,7 @@ use crate::margin::MarginMeter;
 use crate::objective::{Needs, Objective};
 use crate::optim::{Follow, Gradient, GradientNorms, GradientSum, Term, clip_factor};
 use crate::params::ParamSet;
+use crate::pipeline::TimeIds;
 use crate::reference::{Action, Blend, ReferenceWeights, Verdict};
 use crate::timestep::Observation;
 use crate::{Error, Result};
@@ -59,6 +60,8 @@ pub struct Stepper<'a> {
     is_logistic: bool,
     /// Conditioning of the rows that guidance leads away from, where it is inside the likelihood.
     negative: Option<Text>,
+    /// Micro-conditioning of pictures that the policy makes.
+    picture_ids: TimeIds,
     sum: GradientSum,
     anchor_sum: GradientSum,
     candidate: ParamSet,
@@ -81,6 +84,7 @@ impl<'a> Stepper<'a> {
             needs: objective.needs(),
             is_logistic: objective.is_logistic(),
             negative,
+            picture_ids: engine.geometry().picture_ids(),
             sum: GradientSum::new(engine.layout()),
             anchor_sum: GradientSum::new(engine.layout()),
             candidate: ParamSet::zeros(engine.layout()),
@@ -296,19 +300,30 @@ impl<'a> Stepper<'a> {
         if let Some(negative) = &self.negative {
             for (pair, side) in in_order(part, &self.needs) {
                 if let Content::Steps { sides, .. } = &pair.content {
-                    self.samples.push_row(&sides[side].noisy, pair.timestep, negative);
+                    let condition = (negative, self.picture_ids);
+                    self.samples
+                        .push_row(&sides[side].noisy, pair.timestep, condition);
                 }
             }
         }
         for (pair, side) in in_order(part, &self.needs) {
             let (t, text) = (pair.timestep, &pair.text);
             match &pair.content {
-                Content::Images { latents, noise } => {
-                    self.samples
-                        .push(self.noise_schedule, t, &latents[side], noise, text);
+                Content::Images {
+                    latents,
+                    noise,
+                    size,
+                    time_ids,
+                } => {
+                    // All of a part are alike.
+                    self.samples.size = *size;
+                    let condition = (text, time_ids[side]);
+                    let schedule = self.noise_schedule;
+                    self.samples.push(schedule, t, &latents[side], noise, condition);
                 }
                 Content::Steps { sides, .. } => {
-                    self.samples.push_row(&sides[side].noisy, t, text);
+                    self.samples
+                        .push_row(&sides[side].noisy, t, (text, self.picture_ids));
                     self.samples.target.extend_from_slice(&sides[side].target);
                 }
             }

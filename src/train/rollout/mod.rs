@@ -204,7 +204,7 @@ impl<'a> Rollouts<'a> {
     /// A network fails; rewards are all alike round after round; [`Error::Interrupted`] in the middle of a round.
     pub fn next_batch(&mut self, run: Policies<'_>, pairs: usize) -> Result<Vec<DrawnPair>> {
         self.fill(run.engine, run.state, pairs)?;
-        let batch = self.drawn(&run.state.timestep_rule, pairs);
+        let batch = self.drawn(&run.state.timestep_rule, run.engine.geometry(), pairs);
         self.state.taken += pairs;
         Ok(batch)
     }
@@ -215,7 +215,7 @@ impl<'a> Rollouts<'a> {
     /// As [`Rollouts::next_batch`].
     pub fn peek(&mut self, run: Policies<'_>, pairs: usize) -> Result<Vec<DrawnPair>> {
         self.fill(run.engine, run.state, pairs)?;
-        Ok(self.drawn(&run.state.timestep_rule, pairs))
+        Ok(self.drawn(&run.state.timestep_rule, run.engine.geometry(), pairs))
     }
 
     /// Makes rounds until there are items to take.
@@ -275,7 +275,7 @@ impl<'a> Rollouts<'a> {
     }
 
     /// The next items as a step takes them.
-    fn drawn(&self, rule: &TimestepRule, pairs: usize) -> Vec<DrawnPair> {
+    fn drawn(&self, rule: &TimestepRule, geometry: Geometry, pairs: usize) -> Vec<DrawnPair> {
         let taken = self.state.taken;
         let items = &self.state.items[taken..taken + pairs];
         items
@@ -285,7 +285,7 @@ impl<'a> Rollouts<'a> {
                 let id = PairId(self.state.first_id + (taken + i) as u64);
                 match self.experience.is_steps() {
                     true => self.step_pair(id, item),
-                    false => self.image_pair(id, item, rule),
+                    false => self.image_pair(id, item, rule, geometry),
                 }
             })
             .collect()
@@ -313,13 +313,19 @@ impl<'a> Rollouts<'a> {
         self.pair(id, item, step.timestep, content)
     }
 
-    fn image_pair(&self, id: PairId, item: &Item, rule: &TimestepRule) -> DrawnPair {
+    fn image_pair(&self, id: PairId, item: &Item, rule: &TimestepRule, geometry: Geometry) -> DrawnPair {
         let stream = |purpose| self.streams.pair(purpose, id, Visit(0));
         let latents = item.from.map(|place| self.pool.get(place).to_vec());
         let mut noise = vec![0.0; latents[0].len()];
         stream(Purpose::Noise).fill_normal(&mut noise);
         let timestep = rule.sample(&mut stream(Purpose::Timestep));
-        self.pair(id, item, timestep, Content::Images { latents, noise })
+        let content = Content::Images {
+            latents,
+            noise,
+            size: geometry.latent_size(),
+            time_ids: [geometry.picture_ids(); 2],
+        };
+        self.pair(id, item, timestep, content)
     }
 
     /// A pair with a winner.

@@ -33,6 +33,7 @@ impl Rollouts<'_> {
             .collect();
         let mut progress = self.progress("images of the initial policy", keys.len());
         let chain = self.chain(&embeddings);
+        let geometry = engine.geometry();
         let mut made = Vec::with_capacity(keys.len());
         for part in keys.chunks(chain.at_once(engine)) {
             for trajectory in chain.sample(engine, initial, part)? {
@@ -40,6 +41,8 @@ impl Rollouts<'_> {
                 made.push(ReadyPair {
                     id: PairId(made.len() as u64),
                     latents: [image.to_vec(), image.to_vec()],
+                    size: geometry.latent_size(),
+                    time_ids: [geometry.picture_ids(); 2],
                     text: Text::from(&embeddings[&trajectory.key.prompt]),
                 });
             }

@@ -1,5 +1,6 @@
 //! Where the pairs of a step come from: a data set, or the policy itself.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
 use crate::config::TrainPlan;
@@ -50,6 +51,7 @@ impl<'a> Feed<'a> {
                     DataKind::Rated => loader.of_single_images(),
                     _ => loader,
                 };
+                let loader = loader.in_parts(plan.train.pairs_per_part());
                 Ok(Self::Pairs { loader, streams })
             }
             None => {
@@ -69,6 +71,19 @@ impl<'a> Feed<'a> {
             Self::Pairs { loader, .. } => Ok(prepare::geometry(loader.dataset())),
             Self::Rollouts(rollouts) => rollouts.geometry(model, resolution),
         }
+    }
+
+    /// Heights and widths of latents that steps are taken on, beside that of `sample`.
+    pub(super) fn other_sizes(&self, sample: Geometry, heldout: Option<&Dataset>) -> Vec<[usize; 2]> {
+        let Self::Pairs { loader, .. } = self else {
+            return Vec::new();
+        };
+        let sets = [Some(loader.dataset()), heldout].into_iter().flatten();
+        let sizes: BTreeSet<[usize; 2]> = sets.flat_map(|set| set.latent_sizes().into_keys()).collect();
+        sizes
+            .into_iter()
+            .filter(|size| *size != sample.latent_size())
+            .collect()
     }
 
     /// Adds the value network, where the objective uses one.

@@ -89,7 +89,15 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     let shown = (options.console, options.stop);
     let feed = Feed::prepare(plan, &model, needs, data.train.as_ref(), shown)?;
     let sample = feed.geometry(&model, plan.data.resolution)?;
-    let (mut engine, initial) = prepare::engine(plan, &model, sample, objective, &streams)?;
+    let other_sizes = feed.other_sizes(sample, data.heldout.as_ref());
+    if !other_sizes.is_empty() {
+        let sizes = other_sizes.len() + 1;
+        options
+            .console
+            .say(&format!("building graphs for {sizes} sizes of images"));
+    }
+    let shapes = (sample, other_sizes.as_slice());
+    let (mut engine, initial) = prepare::engine(plan, &model, shapes, objective, &streams)?;
     if plan.runtime.memory_budget.is_some() {
         let level = engine.recompute();
         options

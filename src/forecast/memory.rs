@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
+use super::arena::Arena;
 use crate::config::bytes::ByteSize;
-use crate::onnx::{Graph, weight_bytes};
+use crate::onnx::weight_bytes;
 use crate::train::graphs::EngineGraphs;
 
 /// The program with ONNX Runtime loaded, threads and buffers of data included, as measured on Linux.
@@ -14,6 +15,9 @@ const PER_NODE: u64 = 11 << 10;
 const COPIES: f64 = 3.0;
 /// Sets of what is trained: policy, its gradient, two moments, reference, initial policy.
 const SETS: u64 = 6;
+
+/// Steps after which the arena hardly grows any more.
+const STEPS: usize = 4;
 
 /// Bytes of a process at the peak of a training step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -28,7 +32,7 @@ pub struct Memory {
     pub trained: u64,
     /// What sessions keep of their graphs.
     pub sessions: u64,
-    /// Values between the nodes of the largest graph.
+    /// What the arena comes to hold for the values between the nodes, gaps included.
     pub activations: u64,
 }
 
@@ -48,7 +52,7 @@ impl Memory {
             },
             trained: SETS * 4 * trained as u64,
             sessions: all().map(|g| g.nodes.len() as u64 * PER_NODE).sum(),
-            activations: all().map(Graph::peak_bytes).max().unwrap_or(0) as u64,
+            activations: held_by_arena(graphs),
         }
     }
 
@@ -74,4 +78,14 @@ impl Memory {
             ("activations at the peak", self.activations),
         ]
     }
+}
+
+/// What the arena that all sessions share comes to hold over some steps.
+fn held_by_arena(graphs: &EngineGraphs) -> u64 {
+    let runs: Vec<_> = graphs.in_turn().map(|graph| graph.buffer_events()).collect();
+    let mut arena = Arena::default();
+    for _ in 0..STEPS {
+        runs.iter().for_each(|events| arena.run(events));
+    }
+    arena.touched()
 }

@@ -5,6 +5,7 @@
 //!                                                  └─► time.rs    seconds by kind of node, the costliest ones measured
 //! ```
 
+mod arena;
 mod level;
 mod memory;
 mod time;

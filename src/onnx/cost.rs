@@ -40,7 +40,7 @@ impl Graph {
             "Conv" => len(y) * len(w?) / self.shape(w?)[0] as f64,
             "ConvTranspose" => len(x) * len(w?) / self.shape(w?)[0] as f64,
             // Queries by keys, and shares by values.
-            "MultiHeadAttention" => 2.0 * len(x) * *self.shape(w?).get(2)? as f64,
+            "MultiHeadAttention" => 2.0 * len(x) * *self.shape(w?).get(1)? as f64,
             "MatMul" => len(y) * *self.shape(x).last()? as f64,
             "Gemm" => {
                 let inner = if node.attrs.get_int("transA", 0) != 0 {

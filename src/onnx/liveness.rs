@@ -27,7 +27,33 @@ const IN_PLACE: [&str; 18] = [
     "Pow",
 ];
 
+/// What a run asks of memory, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BufferEvent {
+    /// A buffer is needed from now on.
+    Take {
+        /// Its number in this run.
+        buffer: usize,
+        /// Its size.
+        bytes: usize,
+    },
+    /// It is needed no more.
+    Free {
+        /// Its number in this run.
+        buffer: usize,
+    },
+}
+
 impl Graph {
+    /// What a run asks of memory for the values made by nodes and for what operators need while they run.
+    pub fn buffer_events(&self) -> Vec<BufferEvent> {
+        let mut memory = Memory::new(self);
+        for (i, node) in self.nodes.iter().enumerate() {
+            memory.run(self, i, node);
+        }
+        memory.events
+    }
+
     /// Bytes that the values made by nodes take at most at one time.
     pub fn peak_bytes(&self) -> usize {
         self.live_bytes().into_iter().max().unwrap_or(0)
@@ -58,6 +84,8 @@ struct Memory {
     /// Buffers by the node after which they are free.
     ends: Vec<Vec<usize>>,
     live: usize,
+    events: Vec<BufferEvent>,
+    workspaces: Vec<usize>,
 }
 
 impl Memory {
@@ -77,6 +105,8 @@ impl Memory {
             buffers: Vec::new(),
             ends: vec![Vec::new(); graph.nodes.len()],
             live: 0,
+            events: Vec::new(),
+            workspaces: Vec::new(),
         }
     }
 
@@ -100,7 +130,9 @@ impl Memory {
                 None => {
                     self.buffers.push(Buffer { bytes, last_use });
                     self.live += bytes;
-                    self.buffers.len() - 1
+                    let buffer = self.buffers.len() - 1;
+                    self.events.push(BufferEvent::Take { buffer, bytes });
+                    buffer
                 }
             };
             let end = self.buffers[buffer].last_use.max(last_use);
@@ -108,12 +140,24 @@ impl Memory {
             self.ends[end].push(buffer);
             self.buffer[slot] = Some(buffer);
         }
+        for bytes in workspace(graph, node) {
+            // Never the number of a buffer of a value.
+            let buffer = usize::MAX - self.events.len();
+            self.events.push(BufferEvent::Take { buffer, bytes });
+            self.workspaces.push(buffer);
+        }
+        let done = self
+            .workspaces
+            .drain(..)
+            .map(|buffer| BufferEvent::Free { buffer });
+        self.events.extend(done);
         let live = self.live;
         for buffer in std::mem::take(&mut self.ends[i]) {
             let b = &mut self.buffers[buffer];
             // A buffer is listed once for each of its values.
             if b.last_use == i {
                 self.live -= std::mem::take(&mut b.bytes);
+                self.events.push(BufferEvent::Free { buffer });
             }
         }
         live
@@ -133,6 +177,28 @@ impl Memory {
         }
         let free = |b: &usize| self.buffers[*b].last_use == i && self.buffers[*b].bytes == bytes;
         node.inputs.iter().flatten().filter_map(|v| of(*v)).find(free)
+    }
+}
+
+/// Buffers that ONNX Runtime's CPU kernel of an operator takes for itself while it runs, in bytes.
+fn workspace(graph: &Graph, node: &Node) -> Vec<usize> {
+    let bytes = |k: usize| {
+        node.input(k)
+            .map_or(0, |v| graph.ty(v).len() * graph.dtype(v).size())
+    };
+    match node.op.as_str() {
+        // Queries, keys and values with heads in front.
+        "MultiHeadAttention" => vec![bytes(0), bytes(1), bytes(2)],
+        // A column of one sample's outputs for every position of the input.
+        "ConvTranspose" => {
+            let (Some(x), Some(w)) = (node.input(0), node.input(1)) else {
+                return Vec::new();
+            };
+            let positions: usize = graph.shape(x)[2..].iter().product();
+            let kernel: usize = graph.shape(w)[1..].iter().product();
+            vec![positions * kernel * graph.dtype(x).size()]
+        }
+        _ => Vec::new(),
     }
 }
 

@@ -42,6 +42,7 @@ pub use data::{Constant, TensorData};
 pub use dims::Dims;
 pub use graph::{Graph, MICROSOFT, Node, TensorType, ValueId};
 pub use groups::expand_group_norms;
+pub use liveness::BufferEvent;
 pub use location::check_files;
 pub use order::{SHAPE_ONLY, Token};
 pub use patch::{Replacement, save_patched};

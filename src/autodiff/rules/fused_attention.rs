@@ -1,5 +1,5 @@
 //! `MultiHeadAttention` of ONNX Runtime's own domain, in the layout that `traingraph::attention` writes: `O = softmax(s·Q·Kᵀ)·V`
-//! with queries and output (N, S, H·D), keys (N, H, T, D) and values (N, H, T, Dv).
+//! with queries and output (N, S, H·D), keys (N, T, H·D) and values (N, T, H·Dv).
 //!
 //! The operator keeps no probabilities and never has all scores in memory; nor does this backward pass. For a chunk of the
 //! queries at a time (Dao et al. 2022, FlashAttention, appendix B.2):
@@ -22,17 +22,22 @@ pub(super) fn multi_head_attention(c: &mut Context) -> Result<Gradients> {
     let g = &mut *c.graph;
     let operands = Operands {
         q: heads_apart(g, q, heads)?,
-        k,
-        v,
+        k: heads_apart(g, k, heads)?,
+        v: heads_apart(g, v, heads)?,
         o: heads_apart(g, o, heads)?,
         d_o: heads_apart(g, d_o, heads)?,
         scale,
     };
-    let [dq, dk, dv] = operands.gradients(g, LIMIT)?;
-    let dq = g.transpose(dq, &[0, 2, 1, 3])?;
-    let shape = g.shape(q).to_vec();
-    let dq = g.reshape(dq, &shape)?;
-    Ok(vec![Some(dq), Some(dk), Some(dv)])
+    let found = operands.gradients(g, LIMIT)?;
+    found
+        .into_iter()
+        .zip([q, k, v])
+        .map(|(gradient, operand)| {
+            let shape = g.shape(operand).to_vec();
+            let rows = g.transpose(gradient, &[0, 2, 1, 3])?;
+            g.reshape(rows, &shape).map(Some)
+        })
+        .collect()
 }
 
 /// All with heads apart.

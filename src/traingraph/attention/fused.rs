@@ -54,14 +54,22 @@ fn one_operator(graph: &mut Graph, attention: &Attention, scale: f64) -> Result<
     let [batch, heads, queries, width] = graph.shape(attention.queries)[..] else {
         unreachable!("only attention of several heads is fused")
     };
+    // Heads side by side for all three: with heads in front, ONNX Runtime's CPU kernel makes the whole matrix after all.
     let rows = graph.transpose(attention.queries, &[0, 2, 1, 3])?;
     let rows = graph.reshape(rows, &[batch, queries, heads * width])?;
-    let keys = graph.transpose(attention.keys, &[0, 1, 3, 2])?;
+    let [keys, values] =
+        [(attention.keys, [0, 3, 1, 2]), (attention.values, [0, 2, 1, 3])].map(|(v, perm)| {
+            let v = graph.transpose(v, &perm)?;
+            let [batch, rows, heads, width] = graph.shape(v)[..] else {
+                unreachable!("only attention of several heads is fused")
+            };
+            graph.reshape(v, &[batch, rows, heads * width])
+        });
     let node = Node {
         op: "MultiHeadAttention".to_owned(),
         domain: MICROSOFT.to_owned(),
         name: String::new(),
-        inputs: vec![Some(rows), Some(keys), Some(attention.values)],
+        inputs: vec![Some(rows), Some(keys?), Some(values?)],
         outputs: Vec::new(),
         attrs: Attrs::new()
             .int("num_heads", heads as i64)

@@ -7,7 +7,7 @@ use clap::Args;
 use ortdpo::autodiff::Recompute;
 use ortdpo::config::TrainPlan;
 use ortdpo::config::bytes::ByteSize;
-use ortdpo::forecast::{Calibration, Level, forecast};
+use ortdpo::forecast::{Calibration, Encoding, Level, forecast};
 use ortdpo::pipeline::geometry;
 use ortdpo::progress::Console;
 use ortdpo::runtime::{self, RuntimeOptions};
@@ -55,6 +55,8 @@ struct Report {
     samples: usize,
     latent: [usize; 3],
     levels: Vec<Level>,
+    /// What filling the cache takes before; null without pictures to encode.
+    encoding: Option<Encoding>,
     /// What the run would use: what is configured, or what fits into the budget.
     chosen: Option<Recompute>,
     memory_budget: Option<ByteSize>,
@@ -101,6 +103,12 @@ fn report(plan: &TrainPlan, seconds: Option<f64>, console: Console) -> Result<Re
         let options = options.recomputing(recompute);
         levels.push(forecast(&options, full, choose, calibration.as_mut())?);
     }
+    let (pictures, at_once) = (plan.data.resolution as usize, plan.data.encode_batch);
+    let encoding = plan
+        .data
+        .is_given()
+        .then(|| Encoding::of(&model.folder, pictures, at_once));
+    let encoding = encoding.transpose()?;
     let budget = plan.runtime.memory_budget;
     let fits = |level: &&Level| {
         level.recompute >= plan.runtime.recompute
@@ -113,6 +121,7 @@ fn report(plan: &TrainPlan, seconds: Option<f64>, console: Console) -> Result<Re
         chosen: levels.iter().find(fits).map(|level| level.recompute),
         memory_budget: budget,
         levels,
+        encoding,
     })
 }
 
@@ -160,6 +169,14 @@ fn text(report: &Report) -> String {
             }
             lines.push(refused);
         }
+    }
+    if let Some(encoding) = &report.encoding {
+        lines.push(String::new());
+        lines.push(format!(
+            "before the first step, unless they are in the cache: about {} for pictures, {} for captions",
+            output::bytes(encoding.images),
+            output::bytes(encoding.captions)
+        ));
     }
     lines.join("\n")
 }

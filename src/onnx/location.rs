@@ -112,7 +112,7 @@ pub fn check_files(path: &Path) -> Result<()> {
 }
 
 /// Bytes of a tensor, if its type has a size that is known here.
-fn bytes(t: &TensorProto) -> Option<u64> {
+pub(super) fn bytes(t: &TensorProto) -> Option<u64> {
     let dtype = dtype_from_onnx(t.data_type, "")
         .ok()
         .filter(|dtype| *dtype != DType::String)?;

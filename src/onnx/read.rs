@@ -6,6 +6,7 @@ use prost::Message;
 use prost::bytes::Bytes;
 
 use super::data::dtype_from_onnx;
+use super::location;
 use super::proto::{self, DimensionValue, ModelProto};
 use crate::tensor::DType;
 use crate::{Error, Result, placeholder};
@@ -76,6 +77,12 @@ impl Model {
             path: path.to_path_buf(),
             opset,
         })
+    }
+
+    /// Bytes of the weights, wherever they are stored.
+    pub fn weight_bytes(&self) -> u64 {
+        let tensors = self.graph().initializer.iter();
+        tensors.filter_map(location::bytes).sum()
     }
 
     pub(super) fn graph(&self) -> &proto::GraphProto {

@@ -121,11 +121,25 @@ impl VaeEncoder {
         }
     }
 
+    /// Images of `pixels` that are encoded in one run, however many there are.
+    pub fn images_at_once(pixels: usize) -> usize {
+        (PIXELS_AT_ONCE / pixels.max(1)).max(1)
+    }
+
     /// Encodes images (N,3,H,W) with values in [-1, 1].
     ///
     /// # Errors
     /// The model fails, or gives something else than latents or values that are no numbers.
     pub fn encode(&mut self, images: ArrayView4<f32>) -> Result<Vec<Moments>> {
+        let pixels = images.len_of(Axis(2)) * images.len_of(Axis(3));
+        let mut moments = Vec::with_capacity(images.len_of(Axis(0)));
+        for part in images.axis_chunks_iter(Axis(0), Self::images_at_once(pixels)) {
+            moments.extend(self.encode_at_once(part)?);
+        }
+        Ok(moments)
+    }
+
+    fn encode_at_once(&mut self, images: ArrayView4<f32>) -> Result<Vec<Moments>> {
         let output = match self.moments {
             true => "latent_parameters",
             false => "latent_sample",
@@ -156,7 +170,7 @@ impl VaeEncoder {
     }
 }
 
-/// Pixels that are decoded in one run: a decoder needs hundreds of bytes for each.
+/// Pixels that are encoded or decoded in one run: a VAE needs a thousand bytes and more for each.
 const PIXELS_AT_ONCE: usize = 512 * 1024;
 
 /// Images from latents.

@@ -102,6 +102,7 @@ impl<'a> Side<'a> {
             .kl();
         let options = EngineOptions {
             mixed_precision: MixedPrecision::No,
+            gradients_on_device: false,
             model: &model.denoiser,
             geometry: Geometry {
                 samples: 2 * PAIRS,

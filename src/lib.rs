@@ -8,6 +8,7 @@ pub mod autodiff;
 pub mod config;
 pub mod data;
 pub mod dataset_tools;
+pub mod device;
 pub mod diffusion;
 pub mod draws;
 mod error;

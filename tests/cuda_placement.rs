@@ -13,6 +13,7 @@ use common::fixtures;
 use common::structures::Structure;
 use ortdpo::autodiff::Recompute;
 use ortdpo::config::runtime::{MixedPrecision, WeightCopies};
+use ortdpo::device::{Kernel, graphs};
 use ortdpo::objective::Dpo;
 use ortdpo::onnx::{Model, SHAPE_ONLY};
 use ortdpo::pipeline::denoiser::{Added, Geometry};
@@ -67,6 +68,7 @@ fn place(file: &Path, inputs: Inputs, recompute: Recompute, mixed_precision: Mix
         copies: WeightCopies::Auto,
         recompute,
         mixed_precision,
+        gradients_on_device: full,
         session: on_cuda(),
     };
     let targets = TARGETS.map(str::to_owned);
@@ -86,6 +88,21 @@ fn what_the_gpu_does_not_take_is_refused() {
     let file = fixtures().join("exports/unet_sd15-legacy17-batch.onnx");
     let error = Session::from_file(&file, &on_cuda()).unwrap_err();
     assert!(error.to_string().contains("leaves to the CPU"), "{error}");
+}
+
+#[test]
+#[ignore = "needs ONNX Runtime with CUDA, on a GPU or on a pretended one"]
+fn the_optimizer_is_wholly_on_the_gpu() {
+    for graph in [
+        graphs::copy,
+        graphs::add,
+        graphs::scale,
+        graphs::square,
+        graphs::blend,
+        graphs::adamw,
+    ] {
+        Kernel::new(&graph(4096).unwrap(), &on_cuda()).unwrap();
+    }
 }
 
 #[test]

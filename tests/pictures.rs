@@ -32,6 +32,7 @@ const RANK: usize = 2;
 fn engine(model: &Model) -> Engine {
     let options = EngineOptions {
         mixed_precision: MixedPrecision::No,
+        gradients_on_device: false,
         model: &model.denoiser,
         geometry: Geometry {
             samples: 4,

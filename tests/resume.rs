@@ -210,6 +210,24 @@ fn with_all_weights_of_the_model() {
     ]);
 }
 
+/// Where one session computes the steps and another moves the weights, which are in neither's hands.
+#[test]
+fn with_the_optimizer_on_the_device() {
+    let on_device = [
+        "adapter.kind=full",
+        "optimizer.lr=1e-4",
+        "runtime.optimizer=device",
+    ];
+    let resumes = |more: &[&str]| resumes_bit_exactly(&[&on_device, more].concat());
+    resumes(&[
+        "train={pairs_per_step: 4, accumulate: 2, policy_ema: 0.99}",
+        "reference={update: ema, alpha: 0.1}",
+    ]);
+    decided_on_both_sides(&resumes(&[
+        "reference={update: ema, alpha: 0.5, every: 3, anchor: {kind: gate, delta: 1.0e-6, on_trip: reinit}}",
+    ]));
+}
+
 /// Second moments by rows and columns, of matrices and of all else that full fine-tuning trains.
 #[test]
 fn with_adafactor() {

@@ -106,6 +106,7 @@ impl Case<'_> {
         };
         let options = EngineOptions {
             mixed_precision: self.mixed_precision,
+            gradients_on_device: false,
             model: &model,
             geometry,
             other_sizes: &[],

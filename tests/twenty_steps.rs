@@ -113,6 +113,7 @@ impl Bench {
         let kl = ReferenceRule::new(&plan.reference).unwrap().kl();
         let options = EngineOptions {
             mixed_precision: MixedPrecision::No,
+            gradients_on_device: false,
             model: &self.model.denoiser,
             geometry: self.geometry(2 * pairs),
             other_sizes: &[],
@@ -191,7 +192,7 @@ fn check(name: &str) {
     let initial = adapter(&engine, &bench.inputs, "initial.");
     let mut state = State::new(&plan, &bench.model, initial.clone()).unwrap();
     let probe = bench.probe(&mut engine, &initial);
-    let mut stepper = Stepper::new(&plan, &bench.model.schedule, &engine, &objective(), None);
+    let mut stepper = Stepper::new(&plan, &bench.model.schedule, &engine, &objective(), None).unwrap();
     let mut worst = 0.0f64;
     for step in 0..plan.train.steps as usize {
         let pairs = bench.pairs(step, plan.train.pairs_per_step);

@@ -25,6 +25,8 @@ pub struct RuntimeConfig {
     pub recompute: Recompute,
     /// What the denoiser is computed in, where its weights are stored in half precision.
     pub mixed_precision: MixedPrecision,
+    /// Where AdamW and the moving averages are computed.
+    pub optimizer: OptimizerPlace,
     /// Whether the VAE computes in single precision, also where it was exported in half precision, in which SDXL's own
     /// overflows.
     pub vae_fp32: bool,
@@ -59,6 +61,21 @@ pub enum MixedPrecision {
     Fp16,
 }
 
+/// Where the optimizer works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerPlace {
+    /// On the device if that is a GPU whose memory is reached (cuda, tensorrt) and whole weights are trained, where nothing
+    /// stands against it; else on the host.
+    #[default]
+    Auto,
+    /// On the host: every step weights go to the device and gradients come back, which for LoRA is little.
+    Host,
+    /// On the device: weights, moments, gradients, reference and average stay there. Not with adafactor, the kl anchor, a
+    /// reference in a file, or images of several sizes.
+    Device,
+}
+
 impl Default for RuntimeConfig {
     fn default() -> Self {
         Self {
@@ -68,6 +85,7 @@ impl Default for RuntimeConfig {
             weight_copies: WeightCopies::Auto,
             recompute: Recompute::None,
             mixed_precision: MixedPrecision::No,
+            optimizer: OptimizerPlace::Auto,
             vae_fp32: false,
             memory_budget: None,
         }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{CHUNK, Gradient};
+use super::{CHUNK, Gradient, Term};
 use crate::Result;
 use crate::config::optimizer::OptimizerConfig;
 use crate::params::{Layout, ParamSet};
@@ -68,6 +68,11 @@ impl AdamW {
         (&self.first_moment, &self.second_moment)
     }
 
+    /// First and second moment, to be brought up to date.
+    pub(crate) fn moments_mut(&mut self) -> (&mut ParamSet, &mut ParamSet) {
+        (&mut self.first_moment, &mut self.second_moment)
+    }
+
     /// Goes on from a checkpoint; moments of other parameters are an error.
     pub fn restore(&mut self, steps: u64, first_moment: ParamSet, second_moment: ParamSet) -> Result<()> {
         super::check_moments(&self.first_moment, &first_moment)?;
@@ -87,8 +92,8 @@ impl AdamW {
         follow: Option<Follow<'_>>,
     ) {
         policy.assert_same_layout(&self.first_moment);
-        self.steps += 1;
-        let coefficients = self.coefficients(gradient, clip_factor, lr);
+        let anchor = gradient.anchor.as_ref().map(Term::factor);
+        let coefficients = self.next(gradient.objective.factor(), anchor, clip_factor, lr);
         let blend = follow.as_ref().map(|follow| follow.blend);
         let lanes = self.lanes(policy, gradient, follow);
         lanes
@@ -96,17 +101,22 @@ impl AdamW {
             .for_each(|lane| lane.run(&coefficients, blend));
     }
 
-    fn coefficients(&self, gradient: &Gradient<'_>, clip_factor: f64, lr: f64) -> Coefficients {
+    /// Begins the next step, whose gradient is that of the objective and of the anchor, if there is one, times these factors.
+    pub(crate) fn next(
+        &mut self,
+        objective: f32,
+        anchor: Option<f32>,
+        clip_factor: f64,
+        lr: f64,
+    ) -> Coefficients {
+        self.steps += 1;
         let [beta1, beta2] = self.betas;
         // The correction is 0 to machine precision long before the exponent leaves i32.
         let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let scaled = |factor: f32| (f64::from(factor) * clip_factor) as f32;
         Coefficients {
-            objective: scaled(gradient.objective.factor()),
-            anchor: gradient
-                .anchor
-                .as_ref()
-                .map_or(0.0, |anchor| scaled(anchor.factor())),
+            objective: scaled(objective),
+            anchor: anchor.map_or(0.0, scaled),
             shrink: (1.0 - lr * self.weight_decay) as f32,
             one_minus_beta1: (1.0 - beta1) as f32,
             beta2: beta2 as f32,
@@ -159,16 +169,41 @@ impl AdamW {
 
 /// The scalars of one step, computed in f64.
 #[derive(Debug)]
-struct Coefficients {
-    objective: f32,
-    anchor: f32,
-    shrink: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    step_size: f32,
-    second_correction: f32,
-    eps: f32,
+pub(crate) struct Coefficients {
+    /// Factor on the objective's gradient.
+    pub objective: f32,
+    /// Factor on the anchor's.
+    pub anchor: f32,
+    /// What weight decay leaves.
+    pub shrink: f32,
+    /// 1 − β₁.
+    pub one_minus_beta1: f32,
+    /// β₂.
+    pub beta2: f32,
+    /// 1 − β₂.
+    pub one_minus_beta2: f32,
+    /// Learning rate over the first moment's correction.
+    pub step_size: f32,
+    /// Root of the second moment's correction.
+    pub second_correction: f32,
+    /// ε.
+    pub eps: f32,
+}
+
+impl Coefficients {
+    /// The numbers by their names in [`crate::device::graphs::adamw`], which knows no anchor.
+    pub(crate) fn named(&self) -> [(&'static str, f32); 8] {
+        [
+            ("factor", self.objective),
+            ("shrink", self.shrink),
+            ("one_minus_beta1", self.one_minus_beta1),
+            ("beta2", self.beta2),
+            ("one_minus_beta2", self.one_minus_beta2),
+            ("step_size", self.step_size),
+            ("second_correction", self.second_correction),
+            ("eps", self.eps),
+        ]
+    }
 }
 
 /// The same range of every buffer that a step touches.

@@ -33,6 +33,11 @@ impl Blend {
         self.initial > 0.0
     }
 
+    /// Shares of the policy, mixed in first, and of the initial policy.
+    pub(crate) fn shares(&self) -> [f32; 2] {
+        [self.policy, self.initial]
+    }
+
     /// Moves one block of the reference. `initial` may be left out where nothing pulls.
     pub(crate) fn apply_block(&self, reference: &mut [f32], policy: &[f32], initial: Option<&[f32]>) {
         for (r, theta) in reference.iter_mut().zip(policy) {

@@ -179,6 +179,11 @@ impl ReferenceRule {
         self.kl
     }
 
+    /// Whether updates draw the reference back towards the initial policy.
+    pub fn pulls(&self) -> bool {
+        self.blend.pulls()
+    }
+
     /// Whether the reference can still differ from what it is now.
     pub fn moves(&self) -> bool {
         self.update != UpdateConfig::Frozen && !self.state.frozen

@@ -1,13 +1,16 @@
 //! Inputs that stay and outputs that are written in place: for steps that run thousands of times.
 
+use std::collections::HashMap;
+
 use indexmap::IndexMap;
 use ndarray::ArrayViewMutD;
 use ort::memory::Allocator;
 use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, SessionInputs};
 use ort::value::{DynTensor, DynValue};
 
+use super::device::{DeviceBuffer, DeviceTensor};
 use super::failure::failure;
-use super::session::{Session, no_output};
+use super::session::{IoInfo, Session, no_output};
 use super::value::{TensorView, element_type, into_value, view};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -21,8 +24,13 @@ pub struct Binding {
     kept: IndexMap<String, DynValue>,
     options: RunOptions<HasSelectedOutputs>,
     outputs: IndexMap<String, DynValue>,
+    // Dropped after `options` and `outputs`, which point into these.
+    _buffers: Vec<DeviceBuffer>,
     place: String,
 }
+
+/// What an output is written to, and the device memory that is in, if it is.
+type Place = (DynValue, Option<DeviceBuffer>);
 
 impl Binding {
     /// Allocates the outputs of fixed shape.
@@ -30,7 +38,21 @@ impl Binding {
     /// # Errors
     /// [`Error::Runtime`] when memory is short.
     pub fn new(session: &Session) -> Result<Self> {
-        Self::with(session, true)
+        Self::with(session, |output| allocated(session, output))
+    }
+
+    /// As [`Binding::new`], but outputs for which `place` gives a tensor are written there.
+    ///
+    /// # Errors
+    /// As [`Binding::new`], and of `place`.
+    pub fn onto(
+        session: &Session,
+        mut place: impl FnMut(&str) -> Result<Option<DeviceTensor>>,
+    ) -> Result<Self> {
+        Self::with(session, |output| match place(&output.name)? {
+            Some(tensor) => Ok(Some((tensor.value, Some(tensor.buffer)))),
+            None => allocated(session, output),
+        })
     }
 
     /// All outputs are allocated by the run, and can be given back with [`Binding::forget`]: for sessions that take turns.
@@ -38,17 +60,18 @@ impl Binding {
     /// # Errors
     /// As [`Binding::new`].
     pub fn of_turns(session: &Session) -> Result<Self> {
-        Self::with(session, false)
+        Self::with(session, |_| Ok(None))
     }
 
-    fn with(session: &Session, keeps_outputs: bool) -> Result<Self> {
+    /// `place` gives what an output is written to; nothing where the run is to allocate it.
+    fn with(session: &Session, mut place: impl FnMut(&IoInfo) -> Result<Option<Place>>) -> Result<Self> {
         let failed = |e| failure(&session.name, e);
         let mut selector = OutputSelector::default();
-        for output in session.outputs().iter().filter(|_| keeps_outputs) {
-            if let Some(shape) = output.static_shape() {
-                let shape: Vec<i64> = shape.into_iter().map(|d| d as i64).collect();
-                let buffer = DynTensor::new(&Allocator::default(), element_type(output.dtype), shape);
-                selector = selector.preallocate(&output.name, buffer.map_err(failed)?);
+        let mut buffers = Vec::new();
+        for output in session.outputs() {
+            if let Some((value, buffer)) = place(output)? {
+                selector = selector.preallocate(&output.name, value);
+                buffers.extend(buffer);
             }
         }
         let options = RunOptions::new().map_err(failed)?.with_outputs(selector);
@@ -56,6 +79,7 @@ impl Binding {
             kept: IndexMap::new(),
             options,
             outputs: IndexMap::new(),
+            _buffers: buffers,
             place: session.name.clone(),
         })
     }
@@ -106,11 +130,30 @@ impl Binding {
     /// # Errors
     /// As [`Session::run`].
     pub fn run(&mut self, session: &mut Session, given: &[(&str, TensorView<'_>)]) -> Result<()> {
+        self.run_beside(session, given, &[])
+    }
+
+    /// As [`Binding::run`], with inputs that are on the device already.
+    ///
+    /// # Errors
+    /// As [`Binding::run`].
+    pub fn run_beside(
+        &mut self,
+        session: &mut Session,
+        given: &[(&str, TensorView<'_>)],
+        on_device: &[(&str, &DeviceTensor)],
+    ) -> Result<()> {
         // Frees what the last run allocated before this one allocates it again.
         self.outputs.clear();
         self.check_kept(session)?;
+        for (name, tensor) in on_device {
+            session.check_input(name, tensor.dtype, &tensor.shape)?;
+        }
         let kept = &self.kept;
-        let values = session.input_values(given, |name| kept.get(name))?;
+        let on_device: HashMap<&str, &DynValue> =
+            on_device.iter().map(|(name, t)| (*name, &t.value)).collect();
+        let find = |name: &str| on_device.get(name).copied().or_else(|| kept.get(name));
+        let values = session.input_values(given, find)?;
         let place = &session.name;
         let outputs = session
             .inner
@@ -131,7 +174,8 @@ impl Binding {
     fn check_kept(&self, session: &Session) -> Result<()> {
         for (name, value) in &self.kept {
             let place = format!("{}: kept input `{name}`", self.place);
-            session.check_input(name, &view(&place, value)?)?;
+            let view = view(&place, value)?;
+            session.check_input(name, view.dtype(), view.shape())?;
         }
         Ok(())
     }
@@ -164,4 +208,17 @@ impl Binding {
             )),
         }
     }
+}
+
+/// A buffer for an output of fixed shape.
+fn allocated(session: &Session, output: &IoInfo) -> Result<Option<Place>> {
+    let Some(shape) = output.static_shape() else {
+        return Ok(None);
+    };
+    let shape: Vec<i64> = shape.into_iter().map(|d| d as i64).collect();
+    let buffer = DynTensor::new(&Allocator::default(), element_type(output.dtype), shape);
+    Ok(Some((
+        buffer.map_err(|e| failure(&session.name, e))?.into_dyn(),
+        None,
+    )))
 }

@@ -11,6 +11,7 @@
 //! ```
 
 mod binding;
+mod device;
 mod environment;
 mod failure;
 mod library;
@@ -23,6 +24,7 @@ mod value;
 mod weights;
 
 pub use binding::Binding;
+pub use device::{DeviceBuffer, DeviceTensor};
 pub use environment::{RuntimeInfo, RuntimeOptions, info, init};
 pub use options::{Arena, OptLevel, SessionOptions};
 pub use placement::Placed;

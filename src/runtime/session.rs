@@ -38,9 +38,8 @@ impl IoInfo {
         self.dims.iter().copied().collect()
     }
 
-    fn takes(&self, view: &TensorView<'_>) -> bool {
-        let shape = view.shape();
-        self.dtype == view.dtype()
+    fn takes(&self, dtype: DType, shape: &[usize]) -> bool {
+        self.dtype == dtype
             && self.dims.len() == shape.len()
             && self
                 .dims
@@ -239,7 +238,7 @@ impl Session {
         kept: impl Fn(&str) -> Option<&'v DynValue>,
     ) -> Result<Vec<(Cow<'static, str>, SessionInputValue<'v>)>> {
         for (name, view) in given {
-            self.check_input(name, view)?;
+            self.check_input(name, view.dtype(), view.shape())?;
         }
         self.inputs
             .iter()
@@ -259,16 +258,16 @@ impl Session {
     }
 
     /// Whether an input of this name takes this tensor.
-    pub(super) fn check_input(&self, name: &str, view: &TensorView<'_>) -> Result<()> {
+    pub(super) fn check_input(&self, name: &str, dtype: DType, shape: &[usize]) -> Result<()> {
         let input = self
             .inputs
             .iter()
             .find(|i| i.name == name)
             .ok_or_else(|| self.unknown(name))?;
-        if input.takes(view) {
+        if input.takes(dtype, shape) {
             return Ok(());
         }
-        let have = format!("{}{:?}", view.dtype(), view.shape());
+        let have = format!("{dtype}{shape:?}");
         Err(self.bad_input(name, format!("takes {input}, but was given {have}")))
     }
 

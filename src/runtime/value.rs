@@ -2,8 +2,10 @@
 
 use half::{bf16, f16};
 use ndarray::{ArrayD, ArrayViewD, CowArray, IxDyn};
+use ort::AsPointer;
+use ort::memory::{Allocator, MemoryInfo};
 use ort::session::SessionInputValue;
-use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
+use ort::value::{DynValue, TensorElementType, TensorRef, Value, ValueType};
 
 use crate::tensor::{DType, Tensor, each_array};
 use crate::{Error, Result};
@@ -205,5 +207,37 @@ pub(super) fn element_type(dtype: DType) -> TensorElementType {
         DType::U64 => TensorElementType::Uint64,
         DType::Bool => TensorElementType::Bool,
         DType::String => TensorElementType::String,
+    }
+}
+
+/// A tensor over memory that lies at `start` in `memory`, without copying it.
+///
+/// # Safety
+/// The memory must hold `bytes` bytes, outlive the value and every session it is given to, and be aligned for `dtype`. It is
+/// written to if the value is given to a run as an output.
+pub(super) unsafe fn tensor_over(
+    start: *const u8,
+    bytes: usize,
+    dtype: DType,
+    dims: &[usize],
+    memory: &MemoryInfo<'_>,
+    allocator: &Allocator,
+) -> ort::Result<DynValue> {
+    let shape: Vec<i64> = dims.iter().map(|d| *d as i64).collect();
+    let mut raw = std::ptr::null_mut();
+    // SAFETY: the caller keeps the memory. On success `raw` is a fresh value, handed to `from_ptr`, which releases it once.
+    unsafe {
+        let status = (ort::api().CreateTensorWithDataAsOrtValue)(
+            memory.ptr(),
+            start.cast_mut().cast(),
+            bytes,
+            shape.as_ptr(),
+            shape.len(),
+            element_type(dtype).into(),
+            &mut raw,
+        );
+        ort::Error::result_from_status(status)?;
+        let raw = std::ptr::NonNull::new(raw).ok_or_else(|| ort::Error::new("no tensor was created"))?;
+        Ok(Value::from_ptr(raw, Some(allocator)))
     }
 }

@@ -26,14 +26,13 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use memmap2::Mmap;
-use ort::AsPointer;
 use ort::memory::{Allocator, MemoryInfo};
 use ort::session::builder::{PrepackedWeights, SessionBuilder};
-use ort::value::{DynValue, Value};
+use ort::value::DynValue;
 
 use super::environment::{RuntimeOptions, init};
 use super::failure::failure;
-use super::value::element_type;
+use super::value::tensor_over;
 use super::{ExecutionProvider, SessionOptions};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -180,25 +179,19 @@ fn aligned(bytes: &[u8]) -> Arc<[u64]> {
 /// Wraps bytes without copying them.
 ///
 /// # Safety
-/// `bytes` must outlive the value and every session it is given to, and be aligned for the source's type.
+/// `bytes` must outlive the value and every session it is given to, and be aligned for the source's type. ONNX Runtime does not
+/// write to initializers, so that it may be given memory that is read-only.
 unsafe fn value_over(bytes: &[u8], source: &WeightSource) -> ort::Result<DynValue> {
-    let shape: Vec<i64> = source.dims.iter().map(|d| *d as i64).collect();
-    let memory = MemoryInfo::default();
-    let mut raw = std::ptr::null_mut();
-    // SAFETY: the caller keeps `bytes`; ONNX Runtime does not write to initializers, so that it may be given
-    // memory that is read-only. On success `raw` is a fresh value, handed to `from_ptr`, which releases it once.
+    let (dtype, dims) = (source.dtype, &source.dims);
+    // SAFETY: the caller keeps `bytes`.
     unsafe {
-        let status = (ort::api().CreateTensorWithDataAsOrtValue)(
-            memory.ptr(),
-            bytes.as_ptr().cast_mut().cast(),
+        tensor_over(
+            bytes.as_ptr(),
             bytes.len(),
-            shape.as_ptr(),
-            shape.len(),
-            element_type(source.dtype).into(),
-            &mut raw,
-        );
-        ort::Error::result_from_status(status)?;
-        let raw = std::ptr::NonNull::new(raw).ok_or_else(|| ort::Error::new("no tensor was created"))?;
-        Ok(Value::from_ptr(raw, Some(&Allocator::default())))
+            dtype,
+            dims,
+            &MemoryInfo::default(),
+            &Allocator::default(),
+        )
     }
 }

@@ -74,6 +74,7 @@ pub fn run(model: &Model, options: &BenchOptions) -> Result<BenchReport> {
     let objective = Dpo::default();
     let engine_options = EngineOptions {
         mixed_precision: options.mixed_precision,
+        gradients_on_device: false,
         model,
         geometry: options.geometry,
         other_sizes: &[],

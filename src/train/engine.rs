@@ -15,6 +15,7 @@ use ndarray::{ArrayViewD, IxDyn};
 use super::graphs::EngineGraphs;
 use crate::autodiff::Recompute;
 use crate::config::runtime::{MixedPrecision, WeightCopies};
+use crate::device::{DeviceLayout, DeviceSet, Memory};
 use crate::diffusion::Timestep;
 use crate::objective::{Needs, Objective};
 use crate::onnx::{Graph, Model};
@@ -118,6 +119,8 @@ pub struct EngineOptions<'a> {
     pub recompute: Recompute,
     /// What the denoiser is computed in.
     pub mixed_precision: MixedPrecision,
+    /// Whether gradients stay on the device; not with further sizes of latents.
+    pub gradients_on_device: bool,
     /// How sessions are built.
     pub session: SessionOptions,
 }
@@ -139,6 +142,27 @@ impl EngineOptions<'_> {
             session: self.session.clone(),
             ..*self
         }
+    }
+}
+
+/// Weights that sessions compute with, wherever they are.
+#[derive(Clone, Copy)]
+pub enum Weights<'a> {
+    /// In memory, and copied to the device by every run if that is another one.
+    Host(&'a ParamSet),
+    /// On the device.
+    Device(&'a DeviceSet),
+}
+
+impl<'a> From<&'a ParamSet> for Weights<'a> {
+    fn from(set: &'a ParamSet) -> Self {
+        Self::Host(set)
+    }
+}
+
+impl<'a> From<&'a DeviceSet> for Weights<'a> {
+    fn from(set: &'a DeviceSet) -> Self {
+        Self::Device(set)
     }
 }
 
@@ -173,21 +197,32 @@ pub struct Engine {
     recompute: Recompute,
     /// Factor on gradients while they are computed, where they are of half precision.
     loss_scale: Option<f32>,
+    /// Where the step's gradients go, if they stay on the device.
+    gradients: Option<DeviceSet>,
+    session: SessionOptions,
+}
+
+/// What is common to the runners of an engine.
+struct Built<'a> {
+    folder: &'a Path,
+    weights: &'a SharedWeights,
+    session: &'a SessionOptions,
+    takes_turns: bool,
+    gradients: Option<&'a DeviceSet>,
 }
 
 impl Runner {
-    fn new(
-        graph: &Graph,
-        geometry: Geometry,
-        folder: &Path,
-        weights: &SharedWeights,
-        (options, takes_turns): (&SessionOptions, bool),
-    ) -> Result<Self> {
+    fn new(graph: &Graph, geometry: Geometry, built: &Built) -> Result<Self> {
         let timestep_dtype = graph.dtype(graph.input("timestep")?);
-        let session = session_over(graph, folder, weights, options)?;
-        let binding = match takes_turns {
-            true => Binding::of_turns(&session)?,
-            false => Binding::new(&session)?,
+        let session = session_over(graph, built.folder, built.weights, built.session)?;
+        let binding = match (built.takes_turns, built.gradients) {
+            (true, _) => Binding::of_turns(&session)?,
+            (false, None) => Binding::new(&session)?,
+            (false, Some(gradients)) => Binding::onto(&session, |output| {
+                let name = output.strip_prefix(GRADIENT);
+                let index = name.and_then(|name| gradients.layout().index_of(name));
+                index.map(|index| gradients.place_of(index)).transpose()
+            })?,
         };
         Ok(Self {
             session,
@@ -267,8 +302,22 @@ impl Runner {
         given
     }
 
-    fn run(&mut self, given: &[(&str, TensorView)]) -> Result<()> {
-        self.binding.run(&mut self.session, given)
+    /// Runs on `given` and sets of weights, the tensors of each under its names.
+    fn run<'a>(
+        &mut self,
+        mut given: Vec<(&'a str, TensorView<'a>)>,
+        sets: &[(&'a [String], Weights<'a>)],
+    ) -> Result<()> {
+        let mut on_device = Vec::new();
+        for (names, weights) in sets {
+            match weights {
+                Weights::Host(set) => given.extend(views(names, set)),
+                Weights::Device(set) => {
+                    on_device.extend(names.iter().map(String::as_str).zip(set.tensors()));
+                }
+            }
+        }
+        self.binding.run_beside(&mut self.session, &given, &on_device)
     }
 
     fn values(&self, name: &str) -> Result<Vec<f32>> {
@@ -307,14 +356,24 @@ fn prefixed(layout: &Layout, prefix: &str) -> Vec<String> {
 }
 
 impl Sessions {
-    fn load(graphs: &EngineGraphs, options: &EngineOptions, weights: &SharedWeights) -> Result<Self> {
-        let built = (&graphs.session, !options.other_sizes.is_empty());
-        let folder = options.model.folder();
-        let runner = |graph: &Graph, geometry| Runner::new(graph, geometry, folder, weights, built);
+    fn load(
+        graphs: &EngineGraphs,
+        options: &EngineOptions,
+        weights: &SharedWeights,
+        gradients: Option<&DeviceSet>,
+    ) -> Result<Self> {
+        let built = |gradients| Built {
+            folder: options.model.folder(),
+            weights,
+            session: &graphs.session,
+            takes_turns: !options.other_sizes.is_empty(),
+            gradients,
+        };
+        let runner = |graph: &Graph, geometry| Runner::new(graph, geometry, &built(None));
         let batch = graphs.batch.as_ref().map(|g| runner(g, options.geometry));
         let anchor = graphs.anchor.as_ref().map(|(g, geometry)| runner(g, *geometry));
         Ok(Self {
-            step: runner(&graphs.step, options.geometry)?,
+            step: Runner::new(&graphs.step, options.geometry, &built(gradients))?,
             batch: batch.transpose()?,
             errors: runner(&graphs.errors, options.geometry)?,
             anchor: anchor.transpose()?,
@@ -336,11 +395,15 @@ impl Engine {
     ) -> Result<Self> {
         let graphs = EngineGraphs::derive(options, split_shared, &choose)?;
         let weights = map_weights(&graphs.denoiser)?;
-        let mut sessions = vec![Sessions::load(&graphs, options, &weights)?];
+        let gradients = match options.gradients_on_device {
+            true => Some(Memory::new(&DeviceLayout::new(&graphs.layout), &graphs.session)?.zeros()?),
+            false => None,
+        };
+        let mut sessions = vec![Sessions::load(&graphs, options, &weights, gradients.as_ref())?];
         for size in options.other_sizes {
             let options = options.sized(*size);
             let graphs = EngineGraphs::derive(&options, split_shared, &choose)?;
-            sessions.push(Sessions::load(&graphs, &options, &weights)?);
+            sessions.push(Sessions::load(&graphs, &options, &weights, None)?);
         }
         let needs = options.objective.needs();
         Ok(Self {
@@ -354,6 +417,8 @@ impl Engine {
             guidance: options.guidance.map(Guidance::new),
             recompute: options.recompute,
             loss_scale: (options.mixed_precision != MixedPrecision::No).then_some(1.0),
+            gradients,
+            session: graphs.session,
         })
     }
 
@@ -370,6 +435,16 @@ impl Engine {
     /// Names and shapes of what is trained.
     pub fn layout(&self) -> &Arc<Layout> {
         &self.layout
+    }
+
+    /// Gradients of the last step, if they stay on the device.
+    pub fn gradients_on_device(&self) -> Option<&DeviceSet> {
+        self.gradients.as_ref()
+    }
+
+    /// How sessions are built.
+    pub fn session_options(&self) -> &SessionOptions {
+        &self.session
     }
 
     /// What backward passes compute again.
@@ -423,13 +498,12 @@ impl Engine {
     }
 
     /// Errors and predictions of `weights` on one batch of samples.
-    pub fn errors(&mut self, weights: &ParamSet, samples: &Samples) -> Result<Vec<f32>> {
+    pub fn errors<'a>(&mut self, weights: impl Into<Weights<'a>>, samples: &Samples) -> Result<Vec<f32>> {
         let names = prefixed(&self.layout, POLICY);
         let errors = &mut self.turn(samples)?.errors;
         let timesteps = timestep_tensor(&samples.timesteps, errors.timestep_dtype);
-        let mut inputs = errors.inputs_with_target(samples, &timesteps);
-        inputs.extend(views(&names, weights));
-        errors.run(&inputs)?;
+        let inputs = errors.inputs_with_target(samples, &timesteps);
+        errors.run(inputs, &[(&names, weights.into())])?;
         errors.values("errors")
     }
 
@@ -439,15 +513,14 @@ impl Engine {
     }
 
     /// Predictions of `weights` for the samples' rows, `[N,C,H,W]`, whatever their targets.
-    fn rows(&mut self, weights: &ParamSet, samples: &Samples) -> Result<Vec<f32>> {
+    fn rows(&mut self, weights: Weights<'_>, samples: &Samples) -> Result<Vec<f32>> {
         let names = prefixed(&self.layout, POLICY);
         let errors = &mut self.turn(samples)?.errors;
         let timesteps = timestep_tensor(&samples.timesteps, errors.timestep_dtype);
         let mut inputs = errors.inputs(samples, &timesteps);
         let ignored = vec![0.0; samples.noisy.len()];
         inputs.push(("target", errors.latents(&ignored)));
-        inputs.extend(views(&names, weights));
-        errors.run(&inputs)?;
+        errors.run(inputs, &[(&names, weights)])?;
         self.predictions()
     }
 
@@ -455,7 +528,7 @@ impl Engine {
     fn guided(
         &mut self,
         guidance: Guidance,
-        weights: &ParamSet,
+        weights: Weights<'_>,
         samples: &Samples,
     ) -> Result<(Vec<f32>, Vec<f32>)> {
         let len = self.geometry().with_latent_size(samples.size).latent_len();
@@ -470,7 +543,12 @@ impl Engine {
     }
 
     /// What the loss needs of the reference; nothing where the reference is a branch of the step.
-    pub fn reference(&mut self, reference: &ParamSet, samples: &Samples) -> Result<ReferenceValues> {
+    pub fn reference<'a>(
+        &mut self,
+        reference: impl Into<Weights<'a>>,
+        samples: &Samples,
+    ) -> Result<ReferenceValues> {
+        let reference = reference.into();
         if !self.needs.reference || self.reference == Reference::Branch {
             return Ok(ReferenceValues::default());
         }
@@ -494,9 +572,9 @@ impl Engine {
     }
 
     /// Means over one part of a batch of what the loss wants averaged over all of it.
-    pub fn batch_means(
+    pub fn batch_means<'a>(
         &mut self,
-        policy: &ParamSet,
+        policy: impl Into<Weights<'a>>,
         reference: &ReferenceValues,
         samples: &Samples,
         pairs: &PairInputs,
@@ -505,9 +583,8 @@ impl Engine {
         let batch = self.turn(samples)?.batch.as_mut();
         let batch = batch.expect("the loop asks for means only where they are needed");
         let timesteps = timestep_tensor(&samples.timesteps, batch.timestep_dtype);
-        let mut inputs = batch.step_inputs(samples, &timesteps, reference, pairs);
-        inputs.extend(views(&own, policy));
-        batch.run(&inputs)?;
+        let inputs = batch.step_inputs(samples, &timesteps, reference, pairs);
+        batch.run(inputs, &[(&own, policy.into())])?;
         batch.values("batch_means")
     }
 
@@ -525,9 +602,9 @@ impl Engine {
 
     /// [`Engine::step`] with what [`Engine::reference`] gave before. The reference itself is needed where it is a branch of
     /// the step.
-    pub fn step_beside(
+    pub fn step_beside<'a>(
         &mut self,
-        policy: &ParamSet,
+        policy: impl Into<Weights<'a>>,
         reference: Option<&ParamSet>,
         reference_values: ReferenceValues,
         samples: &Samples,
@@ -539,13 +616,12 @@ impl Engine {
         let step = &mut self.turn(samples)?.step;
         let timesteps = timestep_tensor(&samples.timesteps, step.timestep_dtype);
         let mut inputs = step.step_inputs(samples, &timesteps, &reference_values, pairs);
-        inputs.extend(views(&own, policy));
         inputs.extend(scale_input(&loss_scale));
+        let mut sets = vec![(own.as_slice(), policy.into())];
         if let (true, Some(reference)) = (is_branch, reference) {
-            inputs.extend(views(&other, reference));
+            sets.push((&other, reference.into()));
         }
-        step.run(&inputs)?;
-        drop(inputs);
+        step.run(inputs, &sets)?;
         Ok(StepValues {
             loss: step.binding.scalar("loss")?,
             errors: step.values("errors")?,
@@ -580,10 +656,8 @@ impl Engine {
         let runner = runner.expect("the loop asks for the anchor only where it was built");
         let timesteps = timestep_tensor(&samples.timesteps, runner.timestep_dtype);
         let mut inputs = runner.inputs(samples, &timesteps);
-        inputs.extend(views(&own, moving));
-        inputs.extend(views(&other, initial));
         inputs.extend(scale_input(&loss_scale));
-        runner.run(&inputs)?;
+        runner.run(inputs, &[(&own, moving.into()), (&other, initial.into())])?;
         runner.binding.scalar("loss")
     }
 

@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::engine::{Engine, EngineOptions};
-use super::initial;
 use super::model::Model;
 use super::source::{ReadyPair, Source, Text};
+use super::{initial, on_device};
 use crate::config::adapter::AdapterConfig;
 use crate::config::data::DataKind;
 use crate::config::objective::ObjectiveConfig;
@@ -212,6 +212,7 @@ pub fn engine_options<'a>(
         copies: plan.runtime.weight_copies,
         recompute: plan.runtime.recompute,
         mixed_precision: plan.runtime.mixed_precision,
+        gradients_on_device: false,
         session: SessionOptions {
             // Other providers leave parts of any graph to the CPU, as a matter of course.
             only_on_cpu: match plan.runtime.ep {
@@ -236,6 +237,7 @@ pub fn engine(
 ) -> Result<(Engine, ParamSet)> {
     let mut options = EngineOptions {
         other_sizes,
+        gradients_on_device: on_device::wanted(plan, 1 + other_sizes.len())?,
         ..engine_options(plan, model, sample, objective)?
     };
     let full = plan.trains_all_weights();

@@ -38,6 +38,8 @@ pub struct State {
     pub loss_scale: Option<LossScale>,
     /// Factor on the learning rate, lowered by rollbacks of the divergence guard.
     pub lr_factor: f64,
+    /// Whether weights and moments are those of an earlier step, because the newer ones are on the device.
+    pub is_behind: bool,
 }
 
 /// A moving average of the policy, for evaluation; the training never sees it.
@@ -48,11 +50,16 @@ pub struct Average {
 }
 
 impl Average {
+    /// The policy's share after optimizer step `step`.
+    pub fn share(&self, step: u64) -> f32 {
+        let rising = (1.0 + step as f64) / (10.0 + step as f64);
+        (1.0 - self.decay.min(rising)) as f32
+    }
+
     /// Follows the policy after optimizer step `step`. The decay rises to its final value, or the initial weights would
     /// stay in the average for long.
     pub fn follow(&mut self, policy: &ParamSet, step: u64) {
-        let rising = (1.0 + step as f64) / (10.0 + step as f64);
-        let share = (1.0 - self.decay.min(rising)) as f32;
+        let share = self.share(step);
         self.weights
             .values_mut()
             .par_iter_mut()
@@ -62,13 +69,23 @@ impl Average {
 }
 
 impl State {
+    /// Stops a program that would go on with the weights of an earlier step.
+    pub fn assert_current(&self) {
+        assert!(
+            !self.is_behind,
+            "weights are fetched from the device before they are looked at"
+        );
+    }
+
     /// The reference's weights, which take memory of their own while they are held if they come from a file.
     pub fn reference(&self) -> Cow<'_, ParamSet> {
+        self.assert_current();
         self.reference.read(&self.initial)
     }
 
     /// The weights that are evaluated: the average where there is one, else the policy.
     pub fn evaluated(&self) -> &ParamSet {
+        self.assert_current();
         match &self.average {
             Some(average) => &average.weights,
             None => &self.policy,
@@ -96,6 +113,7 @@ impl State {
                 MixedPrecision::Fp16 => Some(LossScale::default()),
             },
             lr_factor: 1.0,
+            is_behind: false,
         })
     }
 }

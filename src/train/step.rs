@@ -1,7 +1,8 @@
 //! One optimizer step: draw, forward, backward, clip, optimizer, reference.
 
 use super::draw::{Content, DrawnPair};
-use super::engine::{Engine, PairInputs, ReferenceValues, Samples, StepValues};
+use super::engine::{Engine, PairInputs, ReferenceValues, Samples, StepValues, Weights};
+use super::on_device::OnDevice;
 use super::probe::{Drift, Probe};
 use super::record::Recorder;
 use super::source::Text;
@@ -65,31 +66,60 @@ pub struct Stepper<'a> {
     sum: GradientSum,
     anchor_sum: GradientSum,
     candidate: ParamSet,
+    /// What moves, where that is on the device.
+    device: Option<OnDevice>,
     samples: Samples,
     recorder: Option<Recorder>,
 }
 
 impl<'a> Stepper<'a> {
     /// For an engine that was built from `config`.
+    ///
+    /// # Errors
+    /// The device has too little memory for what moves.
     pub fn new(
         config: &'a Config,
         noise_schedule: &'a NoiseSchedule,
         engine: &Engine,
         objective: &dyn Objective,
         negative: Option<Text>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        let needs = objective.needs();
+        let device = match engine.gradients_on_device() {
+            Some(_) => Some(OnDevice::new(config, engine, needs.reference)?),
+            None => None,
+        };
+        Ok(Self {
             config,
             noise_schedule,
-            needs: objective.needs(),
+            needs,
             is_logistic: objective.is_logistic(),
             negative,
             picture_ids: engine.geometry().picture_ids(),
             sum: GradientSum::new(engine.layout()),
             anchor_sum: GradientSum::new(engine.layout()),
             candidate: ParamSet::zeros(engine.layout()),
+            device,
             samples: Samples::with_geometry(&engine.geometry()),
             recorder: None,
+        })
+    }
+
+    /// Brings weights and moments of `state` up to date, if newer ones are on the device.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn fetch(&mut self, state: &mut State) -> Result<()> {
+        match &mut self.device {
+            Some(device) if state.is_behind => device.fetch(state),
+            _ => Ok(()),
+        }
+    }
+
+    /// The state was replaced: what is on the device is not it.
+    pub fn forget_device(&mut self) {
+        if let Some(device) = &mut self.device {
+            device.forget();
         }
     }
 
@@ -110,16 +140,7 @@ impl<'a> Stepper<'a> {
         let mut observations = Vec::with_capacity(pairs.len());
         stats.loss_scale = state.loss_scale.map(|s| s.scale);
         self.accumulate(state, engine, pairs, &mut stats, &mut observations)?;
-        let anchor_lambda = state
-            .reference_rule
-            .kl()
-            .filter(|_| state.reference_rule.moves())
-            .map(|kl| kl.lambda);
-        let gradient = Gradient {
-            objective: self.sum.term(1.0),
-            anchor: anchor_lambda.map(|lambda| self.anchor_sum.term(lambda as f32)),
-        };
-        let norms = gradient.norms();
+        let norms = self.norms(state, engine)?;
         let finite = self.check_finite(state, &stats, &norms, pairs);
         match &mut state.loss_scale {
             None => finite?,
@@ -143,6 +164,42 @@ impl<'a> Stepper<'a> {
         } else {
             Action::Keep
         };
+        match (&mut self.device, engine.gradients_on_device()) {
+            (Some(device), Some(gradients)) => {
+                device.step(state, gradients, (clip, stats.lr), action)?;
+                state.step = step;
+            }
+            _ => self.step_on_host(state, clip, stats.lr, action),
+        }
+        if let Action::Probe(blend) = action {
+            stats.gate = Some(self.gate(state, engine, blend, probe)?);
+        }
+        state.timestep_rule.observe(&observations);
+        Ok(stats)
+    }
+
+    /// The gradient of the batch.
+    fn gradient(&self, state: &State) -> Gradient<'_> {
+        let kl = state.reference_rule.kl();
+        let lambda = kl.filter(|_| state.reference_rule.moves()).map(|kl| kl.lambda);
+        Gradient {
+            objective: self.sum.term(1.0),
+            anchor: lambda.map(|lambda| self.anchor_sum.term(lambda as f32)),
+        }
+    }
+
+    /// Its norms.
+    fn norms(&mut self, state: &State, engine: &Engine) -> Result<GradientNorms> {
+        match (&mut self.device, engine.gradients_on_device()) {
+            (Some(device), Some(gradients)) => device.norms(gradients, &mut self.candidate),
+            _ => Ok(self.gradient(state).norms()),
+        }
+    }
+
+    /// Optimizer, reference and average.
+    fn step_on_host(&self, state: &mut State, clip: f64, lr: f64, action: Action) {
+        let gradient = self.gradient(state);
+        let step = state.step + 1;
         // In the same pass over memory, where all is in memory.
         let (follow, then) = match (action, &mut state.reference) {
             (Action::Move(blend), ReferenceWeights::Resident(reference)) => {
@@ -159,7 +216,7 @@ impl<'a> Stepper<'a> {
         };
         state
             .optimizer
-            .step(&mut state.policy, &gradient, clip, stats.lr, follow);
+            .step(&mut state.policy, &gradient, clip, lr, follow);
         if let Some(blend) = then {
             state.reference.follow(blend, &state.policy, &state.initial, step);
         }
@@ -167,11 +224,6 @@ impl<'a> Stepper<'a> {
         if let Some(average) = &mut state.average {
             average.follow(&state.policy, step);
         }
-        if let Action::Probe(blend) = action {
-            stats.gate = Some(self.gate(state, engine, blend, probe)?);
-        }
-        state.timestep_rule.observe(&observations);
-        Ok(stats)
     }
 
     /// Runs everything that computes on `pairs` and forgets the result.
@@ -199,27 +251,44 @@ impl<'a> Stepper<'a> {
         }
         self.sum.clear();
         self.anchor_sum.clear();
+        if let Some(device) = &mut self.device {
+            device.load(state)?;
+            device.clear();
+        }
         let (batch_means, kept) = self.batch_means(state, engine, pairs, share)?;
         for (index, part) in pairs.chunks_exact(per_part).enumerate() {
             let mut inputs = self.fill(state, part);
             inputs.batch_means.clone_from(&batch_means);
             let reference = match kept.get(index) {
                 Some(reference) => reference.clone(),
-                None => engine.reference(&state.reference(), &self.samples)?,
+                None => self.reference(state, engine)?,
             };
-            let values = engine.step_beside(&state.policy, None, reference, &self.samples, &inputs)?;
+            let policy = policy(&self.device, state);
+            let values = engine.step_beside(policy, None, reference, &self.samples, &inputs)?;
             if let Some(recorder) = &self.recorder {
                 let geometry = engine.geometry();
                 recorder.part(state.step + 1, index, &geometry, &self.samples, &inputs, &values)?;
             }
             let factor = share / engine.loss_scale();
-            self.sum.add(&Term::by_name(engine.layout(), factor, |name| {
-                engine.gradient(name)
-            })?);
+            match (&mut self.device, engine.gradients_on_device()) {
+                (Some(device), Some(gradients)) => device.add(gradients, factor)?,
+                _ => self.sum.add(&Term::by_name(engine.layout(), factor, |name| {
+                    engine.gradient(name)
+                })?),
+            }
             self.count(part, &inputs, &values, f64::from(share), stats, observations);
             self.anchor(state, engine, per_part, share, stats)?;
         }
         Ok(())
+    }
+
+    /// What the loss needs of the reference for the samples.
+    fn reference(&self, state: &State, engine: &mut Engine) -> Result<ReferenceValues> {
+        match self.device.as_ref().map(OnDevice::reference) {
+            Some(None) => Ok(ReferenceValues::default()),
+            Some(Some(reference)) => engine.reference(reference, &self.samples),
+            None => engine.reference(&*state.reference(), &self.samples),
+        }
     }
 
     /// The means over the whole batch that the loss uses, from a first pass over its parts, with what the reference gave
@@ -237,8 +306,9 @@ impl<'a> Stepper<'a> {
         }
         for part in pairs.chunks_exact(self.config.train.pairs_per_part()) {
             let inputs = self.fill(state, part);
-            let reference = engine.reference(&state.reference(), &self.samples)?;
-            let found = engine.batch_means(&state.policy, &reference, &self.samples, &inputs)?;
+            let reference = self.reference(state, engine)?;
+            let policy = policy(&self.device, state);
+            let found = engine.batch_means(policy, &reference, &self.samples, &inputs)?;
             means.resize(found.len(), 0.0);
             for (mean, found) in means.iter_mut().zip(found) {
                 *mean += share * found;
@@ -413,6 +483,7 @@ impl<'a> Stepper<'a> {
         blend: Blend,
         probe: Option<&Probe>,
     ) -> Result<Drift> {
+        self.fetch(state)?;
         blend.candidate(
             &state.reference(),
             &state.policy,
@@ -432,6 +503,7 @@ impl<'a> Stepper<'a> {
             Verdict::Reinit => state.reference.reset(&state.initial),
             Verdict::Freeze => {}
         }
+        self.forget_device();
         Ok(drift)
     }
 
@@ -461,6 +533,14 @@ impl<'a> Stepper<'a> {
             list(&|p| p.id.0),
             list(&|p| u64::from(p.timestep.0)),
         )))
+    }
+}
+
+/// θ, wherever it is.
+fn policy<'a>(device: &'a Option<OnDevice>, state: &'a State) -> Weights<'a> {
+    match device {
+        Some(device) => device.policy().into(),
+        None => (&state.policy).into(),
     }
 }
 

@@ -134,7 +134,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         guard: Guard::new(&plan.guard),
         feed,
         identity,
-        stepper: Stepper::new(plan, &model.schedule, &engine, objective, negative),
+        stepper: Stepper::new(plan, &model.schedule, &engine, objective, negative)?,
         engine,
         state,
         probe: None,
@@ -212,6 +212,11 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// Brings weights and moments up to date, if newer ones are on the device.
+    fn fetch(&mut self) -> Result<()> {
+        self.stepper.fetch(&mut self.state)
+    }
+
     fn seconds(&self) -> f64 {
         self.seconds_before + self.started.elapsed().as_secs_f64()
     }
@@ -300,7 +305,10 @@ impl Run<'_> {
         }
         // A run that was cut off between its last checkpoint and its results is resumed with no step left.
         match last {
-            None => self.evaluate(self.all_heldout(), &mut Measured::default()),
+            None => {
+                self.fetch()?;
+                self.evaluate(self.all_heldout(), &mut Measured::default())
+            }
             found => Ok(found),
         }
     }
@@ -344,7 +352,8 @@ impl Run<'_> {
     }
 
     /// Writes the weights that the run leaves: the policy's, and where they are kept the average's and the best ones.
-    fn write_results(&self, folder: &RunFolder, model: &Model) -> Result<()> {
+    fn write_results(&mut self, folder: &RunFolder, model: &Model) -> Result<()> {
+        self.fetch()?;
         let write =
             |folder: &RunFolder, weights| results::write(folder, self.plan, model, &self.engine, weights);
         write(folder, &self.state.policy)?;
@@ -410,12 +419,16 @@ impl Run<'_> {
         let step = self.state.step;
         let mut scores = None;
         if self.plan.train.evaluates_at(step) {
+            self.fetch()?;
             let pairs = match step == self.plan.train.steps {
                 true => self.all_heldout(),
                 false => self.plan.train.eval_pairs.unwrap_or(self.all_heldout()),
             };
             scores = self.evaluate(pairs, measured)?;
             self.draw_pictures(measured)?;
+        }
+        if self.probe.is_some() && self.state.reference_rule.drift_due(step) {
+            self.fetch()?;
         }
         if let (Some(probe), true) = (&self.probe, self.state.reference_rule.drift_due(step)) {
             let drift = probe.drift(&mut self.engine, &self.state.reference())?;
@@ -427,6 +440,9 @@ impl Run<'_> {
 
     /// The pairs of the next step with all their random numbers.
     fn draw(&mut self) -> Result<Vec<DrawnPair>> {
+        if self.objective.needs().experience.is_online() {
+            self.fetch()?;
+        }
         let policies = Policies {
             engine: &mut self.engine,
             state: &self.state,

@@ -14,6 +14,7 @@ impl Run<'_> {
     /// # Errors
     /// It cannot be written, or holds values that are not finite: nobody could go on from them.
     pub(super) fn save(&mut self) -> Result<PathBuf> {
+        self.fetch()?;
         let state = &self.state;
         let (first_moment, second_moment) = state.optimizer.moments();
         let reference = state.reference.kept(&state.initial);
@@ -94,7 +95,9 @@ impl Run<'_> {
 
     /// Takes over what moves, except the guard's state, which it returns.
     fn restore(&mut self, found: Checkpoint) -> Result<GuardState> {
+        self.stepper.forget_device();
         let (state, saved) = (&mut self.state, found.state);
+        state.is_behind = false;
         state.step = saved.step;
         state.policy = found.policy;
         state.initial = found.initial;

@@ -1,0 +1,323 @@
+//! The moving parts of a run on the device: weights, moments, gradients, reference and average stay there, and only numbers come
+//! back. The host's copies in [`State`] are brought up to date when somebody wants to see them.
+
+use super::engine::Engine;
+use super::state::State;
+use crate::config::Config;
+use crate::config::adapter::AdapterConfig;
+use crate::config::optimizer::OptimizerKind;
+use crate::config::reference::StorageConfig;
+use crate::config::runtime::OptimizerPlace;
+use crate::device::{DeviceLayout, DeviceSet, Kernel, Memory, graphs};
+use crate::optim::{Gradient, GradientNorms, Optimizer, Term};
+use crate::params::ParamSet;
+use crate::reference::{Action, Blend, ReferenceRule, ReferenceWeights};
+use crate::runtime::ExecutionProvider;
+use crate::{Error, Result};
+
+/// Whether the optimizer of a run works on the device. `sizes` is the number of sizes of latents.
+///
+/// # Errors
+/// The configuration asks for that where it cannot be.
+pub fn wanted(config: &Config, sizes: usize) -> Result<bool> {
+    let obstacle = obstacle(config, sizes)?;
+    let pays = matches!(config.adapter, AdapterConfig::Full(_))
+        && matches!(
+            config.runtime.ep,
+            ExecutionProvider::Cuda | ExecutionProvider::TensorRt
+        );
+    match (config.runtime.optimizer, obstacle) {
+        (OptimizerPlace::Host, _) => Ok(false),
+        (OptimizerPlace::Auto, obstacle) => Ok(pays && obstacle.is_none()),
+        (OptimizerPlace::Device, None) => Ok(true),
+        (OptimizerPlace::Device, Some(obstacle)) => Err(Error::bad(
+            "runtime.optimizer",
+            format!("is device, but {obstacle}"),
+            "Leave it at auto, or change that.",
+        )),
+    }
+}
+
+/// What stands against it.
+fn obstacle(config: &Config, sizes: usize) -> Result<Option<String>> {
+    let rule = ReferenceRule::new(&config.reference)?;
+    let (ep, optimizer) = (config.runtime.ep, config.optimizer.kind);
+    Ok(if !ep.has_device_buffers() {
+        Some(format!("the memory of {ep} is not reached from here"))
+    } else if optimizer == OptimizerKind::Adafactor {
+        Some("optimizer.kind is adafactor, which works on the host".to_owned())
+    } else if rule.kl().is_some() && rule.moves() {
+        Some("the kl anchor's gradient is added on the host".to_owned())
+    } else if config.reference.storage == StorageConfig::Bf16 {
+        Some("reference.storage keeps the reference in a file".to_owned())
+    } else if sizes > 1 {
+        Some(format!(
+            "there are images of {sizes} sizes, whose sessions take turns"
+        ))
+    } else {
+        None
+    })
+}
+
+/// See the module's text.
+pub struct OnDevice {
+    memory: Memory,
+    adamw: Kernel,
+    blend: Kernel,
+    square: Kernel,
+    /// First part of a batch, and further ones, where there are several.
+    sums: Option<Sums>,
+    policy: DeviceSet,
+    first_moment: DeviceSet,
+    second_moment: DeviceSet,
+    reference: Option<DeviceSet>,
+    /// θ0, where the reference is pulled back to it.
+    initial: Option<DeviceSet>,
+    average: Option<DeviceSet>,
+    /// Whether the state is on the device.
+    loaded: bool,
+    reference_moved: bool,
+    /// Factor that the gradients still want.
+    factor: f32,
+}
+
+/// The sum of a batch's gradients.
+struct Sums {
+    scale: Kernel,
+    add: Kernel,
+    sum: DeviceSet,
+    empty: bool,
+}
+
+impl OnDevice {
+    /// Memory and kernels for what moves in a run.
+    ///
+    /// # Errors
+    /// There is too little memory.
+    pub fn new(config: &Config, engine: &Engine, needs_reference: bool) -> Result<Self> {
+        let options = engine.session_options();
+        let layout = DeviceLayout::new(engine.layout());
+        let n = layout.block();
+        let mut memory = Memory::new(&layout, options)?;
+        let kernel = |graph| Kernel::new(&graph, options);
+        let sums = match config.train.accumulate {
+            1 => None,
+            _ => Some(Sums {
+                scale: kernel(graphs::scale(n)?)?,
+                add: kernel(graphs::add(n)?)?,
+                sum: memory.zeros()?,
+                empty: true,
+            }),
+        };
+        let rule = ReferenceRule::new(&config.reference)?;
+        let mut set_if = |condition: bool| condition.then(|| memory.zeros()).transpose();
+        Ok(Self {
+            reference: set_if(needs_reference)?,
+            initial: set_if(needs_reference && rule.pulls())?,
+            average: set_if(config.train.policy_ema.is_some())?,
+            policy: memory.zeros()?,
+            first_moment: memory.zeros()?,
+            second_moment: memory.zeros()?,
+            adamw: kernel(graphs::adamw(n)?)?,
+            blend: kernel(graphs::blend(n)?)?,
+            square: kernel(graphs::square(n)?)?,
+            memory,
+            sums,
+            loaded: false,
+            reference_moved: false,
+            factor: 1.0,
+        })
+    }
+
+    /// θ.
+    pub fn policy(&self) -> &DeviceSet {
+        &self.policy
+    }
+
+    /// The reference, where the objective needs one.
+    pub fn reference(&self) -> Option<&DeviceSet> {
+        self.reference.as_ref()
+    }
+
+    /// Copies the state to the device, unless it is there.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn load(&mut self, state: &State) -> Result<()> {
+        if self.loaded {
+            return Ok(());
+        }
+        let memory = &mut self.memory;
+        let (first, second) = state.optimizer.moments();
+        memory.upload(&state.policy, &self.policy)?;
+        memory.upload(first, &self.first_moment)?;
+        memory.upload(second, &self.second_moment)?;
+        if let Some(reference) = &self.reference {
+            memory.upload(&state.reference(), reference)?;
+        }
+        if let Some(initial) = &self.initial {
+            memory.upload(&state.initial, initial)?;
+        }
+        if let (Some(set), Some(average)) = (&self.average, &state.average) {
+            memory.upload(&average.weights, set)?;
+        }
+        (self.loaded, self.reference_moved) = (true, false);
+        Ok(())
+    }
+
+    /// The state was changed: it has to be loaded again.
+    pub fn forget(&mut self) {
+        self.loaded = false;
+    }
+
+    /// Brings the host's copies up to date.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn fetch(&mut self, state: &mut State) -> Result<()> {
+        let memory = &mut self.memory;
+        memory.download(&self.policy, &mut state.policy)?;
+        if let Optimizer::AdamW(adamw) = &mut state.optimizer {
+            let (first, second) = adamw.moments_mut();
+            memory.download(&self.first_moment, first)?;
+            memory.download(&self.second_moment, second)?;
+        }
+        if let (Some(set), ReferenceWeights::Resident(reference), true) =
+            (&self.reference, &mut state.reference, self.reference_moved)
+        {
+            memory.download(set, reference)?;
+        }
+        if let (Some(set), Some(average)) = (&self.average, &mut state.average) {
+            memory.download(set, &mut average.weights)?;
+        }
+        state.is_behind = false;
+        Ok(())
+    }
+
+    /// Starts the next batch.
+    pub fn clear(&mut self) {
+        if let Some(sums) = &mut self.sums {
+            sums.empty = true;
+        }
+    }
+
+    /// Takes the gradients of a part of the batch, each times `factor`.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn add(&mut self, gradients: &DeviceSet, factor: f32) -> Result<()> {
+        let Some(sums) = &mut self.sums else {
+            // They stay where they are until the next step.
+            self.factor = factor;
+            return Ok(());
+        };
+        let is_first = std::mem::replace(&mut sums.empty, false);
+        for block in 0..self.memory.layout().blocks() {
+            let numbers = [("factor", factor)];
+            let written = [("next_sum", &sums.sum)];
+            match is_first {
+                true => sums
+                    .scale
+                    .run(block, &numbers, &[("gradient", gradients)], &written)?,
+                false => {
+                    let read = [("sum", &sums.sum), ("gradient", gradients)];
+                    sums.add.run(block, &numbers, &read, &written)?
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// Norm of the batch's gradient. Where it is not finite, the gradient is looked through on the host, in `room`.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn norms(&mut self, gradients: &DeviceSet, room: &mut ParamSet) -> Result<GradientNorms> {
+        let gradient = self.sums.as_ref().map_or(gradients, |sums| &sums.sum);
+        let mut squares = 0.0;
+        for block in 0..self.memory.layout().blocks() {
+            let found = self.square.run(block, &[], &[("gradient", gradient)], &[])?;
+            squares += f64::from(found.scalar("square")?);
+        }
+        let total = squares.sqrt() * f64::from(self.factor);
+        if total.is_finite() {
+            return Ok(GradientNorms {
+                total,
+                objective: total,
+                anchor: None,
+                non_finite: None,
+            });
+        }
+        self.memory.download(gradient, room)?;
+        Ok(Gradient::of(Term::from_set(room, self.factor)).norms())
+    }
+
+    /// AdamW's step on the batch's gradient, clipped by `clip_factor`; then reference and average follow.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn step(
+        &mut self,
+        state: &mut State,
+        gradients: &DeviceSet,
+        (clip_factor, lr): (f64, f64),
+        action: Action,
+    ) -> Result<()> {
+        let Optimizer::AdamW(adamw) = &mut state.optimizer else {
+            unreachable!("other optimizers work on the host");
+        };
+        state.is_behind = true;
+        let numbers = adamw.next(self.factor, None, clip_factor, lr).named();
+        let gradient = self.sums.as_ref().map_or(gradients, |sums| &sums.sum);
+        let (theta, m, v) = (&self.policy, &self.first_moment, &self.second_moment);
+        let read = [("theta", theta), ("m", m), ("v", v), ("gradient", gradient)];
+        let written = [("next_theta", theta), ("next_m", m), ("next_v", v)];
+        for block in 0..self.memory.layout().blocks() {
+            self.adamw.run(block, &numbers, &read, &written)?;
+        }
+        if let Action::Move(blend) = action {
+            self.follow(blend)?;
+        }
+        if let (Some(set), Some(average)) = (&self.average, &state.average) {
+            let blocks = self.memory.layout().blocks();
+            mix(
+                &mut self.blend,
+                blocks,
+                set,
+                &self.policy,
+                average.share(state.step + 1),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Moves the reference.
+    fn follow(&mut self, blend: Blend) -> Result<()> {
+        let Some(reference) = &self.reference else {
+            return Ok(());
+        };
+        let [policy, initial] = blend.shares();
+        let blocks = self.memory.layout().blocks();
+        mix(&mut self.blend, blocks, reference, &self.policy, policy)?;
+        if let Some(set) = &self.initial {
+            mix(&mut self.blend, blocks, reference, set, initial)?;
+        }
+        self.reference_moved = true;
+        Ok(())
+    }
+}
+
+/// Mixes a share of `values` into `average`.
+fn mix(
+    kernel: &mut Kernel,
+    blocks: usize,
+    average: &DeviceSet,
+    values: &DeviceSet,
+    share: f32,
+) -> Result<()> {
+    for block in 0..blocks {
+        let read = [("average", average), ("values", values)];
+        kernel.run(block, &[("share", share)], &read, &[("next_average", average)])?;
+    }
+    Ok(())
+}

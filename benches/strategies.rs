@@ -139,7 +139,8 @@ impl<'a> Side<'a> {
         }
         Self {
             state,
-            stepper: Stepper::new(plan, &model.schedule, &engine, &Dpo::default(), None),
+            stepper: Stepper::new(plan, &model.schedule, &engine, &Dpo::default(), None)
+                .expect("the host has room"),
             engine,
         }
     }

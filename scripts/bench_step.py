@@ -4,6 +4,8 @@
     scripts/bench_step.py --ortdpo target/release/ortdpo --case tiny-sd=models/tiny-sd,16,16x16 \
         --case sd15=DIR,1,32x32 [--recompute none,norm-attention,block] [--checkpointing] [--steps 8] [--rounds 2] \
         [--threads 2] [--json FILE]
+    scripts/bench_step.py --device cuda --compile --ortdpo target/release/ortdpo --case sd15=DIR,4,64x64 \
+        --case sdxl=DIR,1,128x128
 
 A case is NAME=PIPELINE_FOLDER,PAIRS,HxW (pairs per step, size of the latents). Both sides read the same ONNX
 weights, take rank-8 adapters on to_q, to_k, to_v and to_out.0, and do whole steps on random inputs: prediction of
@@ -15,7 +17,12 @@ process are left out: figures are the median of the remaining steps of all round
 PyTorch's load time is that of building the model and filling in the weights; its imports are not counted. The floor
 is PyTorch's count of the step's floating-point operations over the fastest rate of a 2048³ matrix product measured
 here; what is computed again is not in it. `--recompute` takes ortdpo through several levels of recomputation, and
-`--checkpointing` adds PyTorch with diffusers' gradient checkpointing.
+`--checkpointing` adds PyTorch with diffusers' gradient checkpointing, `--compile` PyTorch with `torch.compile`, which needs
+more warm-up: its first steps compile.
+
+With `--device cuda`, PyTorch keeps the base in bfloat16 and adapters in float32 under autocast, and ortdpo runs
+`--ep cuda --fp16` on folders that were exported with `--fp16`. Memory is then the device's, as nvidia-smi gives it for the
+process while it runs, and the floor is that of a bfloat16 product of 8192³.
 
 ortdpo's side is `ortdpo bench --model DIR --pairs N --latent HxW --rank 8 --steps K --threads T --format json`, which
 prints `load_seconds`, `step_seconds` (a list), `peak_rss_mb` and `anonymous_mb`, with `--recompute LEVEL`.
@@ -29,6 +36,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -43,6 +51,8 @@ EMA = 0.01
 WARM_UP = 2
 LEVELS = ["none", "norm-attention", "block"]
 CHECKPOINTED = "torch, checkpointing"
+COMPILED = "torch, compiled"
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -108,29 +118,57 @@ def add_adapters(unet) -> dict[str, list]:
 class Stepper:
     """Repeats a training step on fixed random inputs."""
 
-    def __init__(self, case: Case, checkpointing: bool):
+    def __init__(self, case: Case, options: argparse.Namespace):
         import torch
 
         torch.manual_seed(0)
+        self.device = torch.device(options.device)
         self.unet = load_unet(case.model)
-        if checkpointing:
+        if self.on_gpu:
+            self.unet = self.unet.to(self.device, torch.bfloat16)
+        if options.checkpointing:
             self.unet.enable_gradient_checkpointing()
             self.unet.train()  # diffusers checkpoints in training mode only; these networks have no dropout
         self.parameters = add_adapters(self.unet)
+        for parameters in self.parameters.values():
+            for parameter in parameters:
+                parameter.data = parameter.data.to(self.device, torch.float32)
         self.optimizer = torch.optim.AdamW(self.parameters["policy"], lr=1e-4, weight_decay=0.01)
-        config, samples = self.unet.config, 2 * case.pairs
-        self.noise = torch.randn(case.pairs, config.in_channels, case.height, case.width).repeat(2, 1, 1, 1)
+        config = self.unet.config
+        self.noise = self.random(case.pairs, config.in_channels, case.height, case.width).repeat(2, 1, 1, 1)
         self.noised = torch.randn_like(self.noise)
-        self.timesteps = torch.randint(1000, (case.pairs,)).repeat(2)
+        self.timesteps = torch.randint(1000, (case.pairs,)).repeat(2).to(self.device)
         length = text_length(case.model)
-        self.embeddings = torch.randn(case.pairs, length, config.cross_attention_dim).repeat(2, 1, 1)
-        assert len(self.noised) == samples
+        self.embeddings = self.random(case.pairs, length, config.cross_attention_dim).repeat(2, 1, 1)
+        self.added = None
+        if config.addition_embed_type == "text_time":
+            ids = 6 * config.addition_time_embed_dim
+            pooled = self.random(2 * case.pairs, config.projection_class_embeddings_input_dim - ids)
+            size = [8.0 * case.height, 8.0 * case.width]
+            times = torch.tensor([[*size, 0.0, 0.0, *size]], device=self.device).repeat(2 * case.pairs, 1)
+            self.added = {"text_embeds": pooled, "time_ids": times}
+        # The adapters are switched on the module itself; what is called may be its compiled form.
+        self.network = torch.compile(self.unet) if options.compile else self.unet
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def random(self, *shape: int):
+        """Normal values on the device."""
+        import torch
+
+        return torch.randn(*shape).to(self.device)
 
     def error(self, name: str):
         """Per-sample errors of both halves, with one adapter on."""
+        import torch
+
         self.unet.set_adapter(name)
-        predicted = self.unet(self.noised, self.timesteps, self.embeddings, return_dict=False)[0]
-        return (predicted - self.noise).pow(2).mean(dim=(1, 2, 3)).chunk(2)
+        inputs = (self.noised, self.timesteps, self.embeddings)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.on_gpu):
+            predicted = self.network(*inputs, added_cond_kwargs=self.added, return_dict=False)[0]
+        return (predicted.float() - self.noise).pow(2).mean(dim=(1, 2, 3)).chunk(2)
 
     def step(self) -> float:
         """One whole step; its loss."""
@@ -147,6 +185,8 @@ class Stepper:
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(self.parameters["reference"], self.parameters["policy"], EMA)
+        if self.on_gpu:
+            torch.cuda.synchronize()
         return loss.item()
 
 
@@ -168,30 +208,34 @@ def measure_torch(case: Case, options: argparse.Namespace) -> dict:
     import weights  # noqa: F401
 
     started = time.perf_counter()
-    stepper = Stepper(case, options.checkpointing)
+    stepper = Stepper(case, options)
     report = {"load_seconds": time.perf_counter() - started, "step_seconds": []}
     for _ in range(options.steps):
         started = time.perf_counter()
         report["last_loss"] = stepper.step()
         report["step_seconds"].append(time.perf_counter() - started)
-    report["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    report["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     if options.count_flops:
         with FlopCounterMode(display=False) as counter:
             stepper.step()
         report["flops"] = counter.get_total_flops()
-        report["matmul_flops_per_second"] = matmul_rate()
+        report["matmul_flops_per_second"] = matmul_rate(stepper.device)
     return report
 
 
-def matmul_rate(size: int = 2048, repeats: int = 12) -> float:
-    """The fastest of several float32 matrix products, in FLOP/s."""
+def matmul_rate(device, repeats: int = 12) -> float:
+    """The fastest of several matrix products, in FLOP/s: float32 on the CPU, bfloat16 on a GPU."""
     import torch
 
-    a, b = torch.randn(size, size), torch.randn(size, size)
+    on_gpu = device.type == "cuda"
+    size = 8192 if on_gpu else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16 if on_gpu else None) for _ in range(2))
     best = float("inf")
     for _ in range(repeats):
         started = time.perf_counter()
         torch.mm(a, b)
+        if on_gpu:
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
 
@@ -199,39 +243,63 @@ def matmul_rate(size: int = 2048, repeats: int = 12) -> float:
 # --- the parent: takes turns and reports ----------------------------------------------------------------------------
 
 
-def run_json(command: list[str]) -> dict:
-    """Run a command and parse the JSON object that is its last line (or all) of output."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        sys.exit(f"bench_step.py: `{' '.join(command)}` failed with exit code {done.returncode}")
-    return json.loads(done.stdout[done.stdout.index("{") :])
+def run_json(command: list[str], device: str) -> dict:
+    """Run a command and parse the JSON object that is its last line (or all) of output; with the device's peak memory."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak, done = [0.0], threading.Event()
+    watcher = threading.Thread(target=watch_memory, args=(process.pid, peak, done))
+    if device == "cuda":
+        watcher.start()
+    output, _ = process.communicate()
+    done.set()
+    if device == "cuda":
+        watcher.join()
+    if process.returncode != 0:
+        sys.exit(f"bench_step.py: `{' '.join(command)}` failed with exit code {process.returncode}")
+    report = json.loads(output[output.index("{") :])
+    if device == "cuda":
+        report["peak_device_mb"] = peak[0]
+    return report
+
+
+def watch_memory(pid: int, peak: list[float], done: threading.Event) -> None:
+    """Keep the most device memory that nvidia-smi shows for a process, in MB, until `done`."""
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    while not done.wait(POLL_SECONDS):
+        rows = subprocess.run(query, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        used = [float(mib) for owner, mib in (row.split(",") for row in rows) if int(owner) == pid]
+        peak[0] = max(peak[0], sum(used) * 2**20 / 1e6)
 
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, list[dict]]:
     """Every round's report of both sides."""
     reports: dict[str, list[dict]] = {}
+    run = lambda side, command: reports.setdefault(side, []).append(run_json(command, options.device))  # noqa: E731
     for i in range(options.rounds):
-        command = [sys.executable, __file__, "--worker", "--case", str(case)]
+        command = [sys.executable, __file__, "--worker", "--case", str(case), "--device", options.device]
         command += ["--steps", str(options.steps), "--threads", str(options.threads)]
         counting = ["--count-flops"] if i == 0 else []
-        reports.setdefault("torch", []).append(run_json(command + counting))
+        run("torch", command + counting)
+        if options.compile:
+            run(COMPILED, [*command, "--compile"])
         if options.checkpointing:
-            reports.setdefault(CHECKPOINTED, []).append(run_json([*command, "--checkpointing"]))
+            run(CHECKPOINTED, [*command, "--checkpointing"])
         for level in options.recompute if options.ortdpo else []:
             command = [str(options.ortdpo), "bench", "--model", str(case.model), "--pairs", str(case.pairs)]
             command += ["--latent", f"{case.height}x{case.width}", "--rank", str(RANK), "--steps", str(options.steps)]
             command += ["--threads", str(options.threads), "--recompute", level, "--format", "json"]
-            reports.setdefault(f"ortdpo {level}", []).append(run_json(command))
+            command += ["--ep", "cuda", "--fp16"] if options.device == "cuda" else []
+            run(f"ortdpo {level}", command)
     return reports
 
 
 def summarise(reports: list[dict]) -> dict:
-    """Median steady step, median load time, largest memory."""
+    """Median steady step, median load time, largest memory: the device's where that was watched."""
     steady = [seconds for report in reports for seconds in report["step_seconds"][WARM_UP:]]
     return {
         "step_seconds": statistics.median(steady),
         "load_seconds": statistics.median(report["load_seconds"] for report in reports),
-        "peak_rss_mb": max(report["peak_rss_mb"] for report in reports),
+        "peak_mb": max(report.get("peak_device_mb", report["peak_rss_mb"]) for report in reports),
         "anonymous_mb": max(report.get("anonymous_mb") or 0 for report in reports) or None,
         "steps": len(steady),
     }
@@ -247,11 +315,11 @@ def describe(case: Case, reports: dict[str, list[dict]]) -> dict:
     print(f"  {'':24}{'s/step':>9}{'load s':>9}{'peak MB':>10}{'no file':>10}{'steps':>7}{'time':>8}{'memory':>8}")
     for side, figures in result.items():
         if isinstance(figures, dict):
-            ratios = [figures[key] / result["torch"][key] for key in ("step_seconds", "peak_rss_mb")]
+            ratios = [figures[key] / result["torch"][key] for key in ("step_seconds", "peak_mb")]
             anonymous = f"{figures['anonymous_mb']:.0f}" if figures["anonymous_mb"] else "-"
             print(
                 f"  {side:24}{figures['step_seconds']:9.3f}{figures['load_seconds']:9.1f}"
-                f"{figures['peak_rss_mb']:10.0f}{anonymous:>10}{figures['steps']:7}{ratios[0]:8.2f}{ratios[1]:8.2f}"
+                f"{figures['peak_mb']:10.0f}{anonymous:>10}{figures['steps']:7}{ratios[0]:8.2f}{ratios[1]:8.2f}"
             )
     print(f"  floor {flops / rate:.3f} s: {flops / 1e12:.3f} TFLOP at {rate / 1e9:.0f} GFLOP/s", flush=True)
     return result
@@ -274,6 +342,8 @@ def main() -> None:
         "--recompute", type=levels, default=["none"], metavar="LEVEL,…", help=f"ortdpo's levels: {', '.join(LEVELS)}"
     )
     parser.add_argument("--checkpointing", action="store_true", help="also PyTorch with gradient checkpointing")
+    parser.add_argument("--compile", action="store_true", help="also PyTorch with torch.compile")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--steps", type=int, default=8, help=f"steps of a process, the first {WARM_UP} included")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)

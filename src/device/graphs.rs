@@ -27,7 +27,11 @@ impl Block {
     }
 
     fn values(&mut self, name: &str) -> ValueId {
-        self.graph.add_input(name, TensorType::new(DType::F32, [self.n]))
+        self.values_of(name, DType::F32)
+    }
+
+    fn values_of(&mut self, name: &str, dtype: DType) -> ValueId {
+        self.graph.add_input(name, TensorType::new(dtype, [self.n]))
     }
 
     fn number(&mut self, name: &str) -> ValueId {
@@ -58,8 +62,13 @@ impl Block {
 
 /// `to = from`.
 pub fn copy(n: usize) -> Result<Graph> {
+    copy_of(n, DType::F32)
+}
+
+/// `to = from` for values of another type.
+pub fn copy_of(n: usize, dtype: DType) -> Result<Graph> {
     let mut block = Block::new("copy", n);
-    let from = block.values("from");
+    let from = block.values_of("from", dtype);
     let to = block.graph.op("Identity", &[from], Attrs::default())?;
     block.output(to, "to")?;
     Ok(block.graph)

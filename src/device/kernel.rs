@@ -31,6 +31,11 @@ impl Kernel {
         &self.session
     }
 
+    /// The session, to be run.
+    pub(super) fn session_mut(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
     /// Runs on one block of the sets in `read`, and writes to the same block of those in `written`, which may be the same. Gives
     /// the outputs that are in none of them.
     ///

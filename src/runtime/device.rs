@@ -19,8 +19,7 @@ pub struct DeviceBuffer(Arc<Allocation>);
 
 struct Allocation {
     bytes: DynTensor,
-    // Dropped after `bytes`, which it frees.
-    allocator: Allocator,
+    memory: MemoryInfo<'static>,
 }
 
 impl fmt::Debug for DeviceBuffer {
@@ -78,7 +77,8 @@ impl Session {
             _ => Allocator::new(&self.inner, memory).map_err(failed)?,
         };
         let bytes = DynTensor::new(&allocator, TensorElementType::Uint8, [bytes as i64]).map_err(failed)?;
-        Ok(DeviceBuffer(Arc::new(Allocation { bytes, allocator })))
+        let memory = allocator.memory_info().to_owned();
+        Ok(DeviceBuffer(Arc::new(Allocation { bytes, memory })))
     }
 }
 
@@ -91,7 +91,7 @@ impl DeviceBuffer {
     /// # Panics
     /// If it is not inside the buffer or not aligned.
     pub fn tensor(&self, offset: usize, dtype: DType, shape: &[usize]) -> Result<DeviceTensor> {
-        let Allocation { bytes, allocator } = &*self.0;
+        let Allocation { bytes, memory } = &*self.0;
         let length = shape.iter().product::<usize>() * dtype.size();
         let end = offset + length;
         let inside = bytes.shape().iter().product::<i64>() >= end as i64;
@@ -101,16 +101,7 @@ impl DeviceBuffer {
         );
         let start = bytes.data_ptr().wrapping_byte_add(offset);
         // SAFETY: the bytes are inside of what the tensor's clone of the buffer holds.
-        let value = unsafe {
-            tensor_over(
-                start.cast(),
-                length,
-                dtype,
-                shape,
-                allocator.memory_info(),
-                allocator,
-            )
-        };
+        let value = unsafe { tensor_over(start.cast(), length, dtype, shape, memory) };
         Ok(DeviceTensor {
             value: value.map_err(|e| failure("device memory", e))?,
             dtype,

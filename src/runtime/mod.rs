@@ -31,4 +31,4 @@ pub use placement::Placed;
 pub use provider::{ExecutionProvider, Usability, require, usability};
 pub use session::{IoInfo, Outputs, Session};
 pub use value::TensorView;
-pub use weights::{PackedWeights, SharedWeights, WeightSource};
+pub use weights::{HostWeight, PackedWeights, SharedWeights, WeightSource};

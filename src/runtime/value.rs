@@ -83,6 +83,11 @@ impl<'a> TensorView<'a> {
         Self::F32(ArrayViewD::from_shape(IxDyn(shape), values).expect("shape and values are built together"))
     }
 
+    /// The values as they lie in memory, if that is row by row.
+    pub(super) fn bytes(&self) -> Option<&'a [u8]> {
+        each_view!(self, a => Some(bytemuck::cast_slice(a.to_slice()?)))
+    }
+
     pub(super) fn to_input(&self) -> ort::Result<SessionInputValue<'a>> {
         each_view!(self, a => {
             if a.is_standard_layout() {
@@ -221,7 +226,6 @@ pub(super) unsafe fn tensor_over(
     dtype: DType,
     dims: &[usize],
     memory: &MemoryInfo<'_>,
-    allocator: &Allocator,
 ) -> ort::Result<DynValue> {
     let shape: Vec<i64> = dims.iter().map(|d| *d as i64).collect();
     let mut raw = std::ptr::null_mut();
@@ -238,6 +242,7 @@ pub(super) unsafe fn tensor_over(
         );
         ort::Error::result_from_status(status)?;
         let raw = std::ptr::NonNull::new(raw).ok_or_else(|| ort::Error::new("no tensor was created"))?;
-        Ok(Value::from_ptr(raw, Some(allocator)))
+        // It frees nothing of what it did not allocate.
+        Ok(Value::from_ptr(raw, Some(&Allocator::default())))
     }
 }

@@ -26,13 +26,14 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use memmap2::Mmap;
-use ort::memory::{Allocator, MemoryInfo};
+use ort::memory::MemoryInfo;
 use ort::session::builder::{PrepackedWeights, SessionBuilder};
 use ort::value::DynValue;
 
+use super::device::{DeviceBuffer, DeviceTensor};
 use super::environment::{RuntimeOptions, init};
 use super::failure::failure;
-use super::value::tensor_over;
+use super::value::{tensor_over, view};
 use super::{ExecutionProvider, SessionOptions};
 use crate::tensor::DType;
 use crate::{Error, Result};
@@ -52,13 +53,28 @@ pub struct WeightSource {
     pub offset: u64,
 }
 
-/// Weights held in memory once, for as many sessions on the CPU as want them. Cloning shares them.
+/// Weights held in memory once, for as many sessions on the CPU as want them, or once in the memory of another device. Cloning
+/// shares them.
 #[derive(Debug, Clone, Default)]
 pub struct SharedWeights {
     values: IndexMap<String, Arc<DynValue>>,
     // Dropped after `values`, which point into these.
     files: Vec<Arc<Mmap>>,
     copies: Vec<Arc<[u64]>>,
+    buffers: Vec<DeviceBuffer>,
+}
+
+/// A weight in the host's memory.
+#[derive(Debug, Clone)]
+pub struct HostWeight<'a> {
+    /// The initializer's name.
+    pub name: &'a str,
+    /// Element type.
+    pub dtype: DType,
+    /// Dimensions, outermost first.
+    pub dims: Vec<usize>,
+    /// Its values, row by row.
+    pub bytes: &'a [u8],
 }
 
 /// Second copies of weights in the layout of the matrix kernels, shared by sessions over the same
@@ -119,6 +135,32 @@ impl SharedWeights {
         subset
     }
 
+    /// Weights that lie in a device's memory, for sessions on that device. ONNX Runtime takes them as they are if it wants
+    /// them there, and reads what it wants on the host from the model's files.
+    pub fn of_device(tensors: impl IntoIterator<Item = (String, DeviceTensor)>) -> Self {
+        let mut weights = Self::default();
+        for (name, tensor) in tensors {
+            weights.values.insert(name, Arc::new(tensor.value));
+            weights.buffers.push(tensor.buffer);
+        }
+        weights
+    }
+
+    /// What [`SharedWeights::map`] mapped, of the types that are read here.
+    pub fn on_host(&self) -> impl Iterator<Item = HostWeight<'_>> {
+        let is_on_host = self.buffers.is_empty();
+        let values = self.values.iter().filter(move |_| is_on_host);
+        values.filter_map(|(name, value)| {
+            let view = view(name, value).ok()?;
+            Some(HostWeight {
+                name,
+                dtype: view.dtype(),
+                dims: view.shape().to_vec(),
+                bytes: view.bytes()?,
+            })
+        })
+    }
+
     /// Names in the order they were added.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.values.keys().map(String::as_str)
@@ -131,6 +173,7 @@ impl SharedWeights {
     ) -> ort::Result<SessionBuilder> {
         for (name, value) in &self.values {
             builder = match options.ep {
+                _ if !self.buffers.is_empty() => builder.with_initializer(name, value.clone())?,
                 ExecutionProvider::Cpu => builder.with_initializer(name, value.clone())?,
                 // Kernels elsewhere cannot read this memory: these are copied to the device.
                 _ => builder.with_external_initializer(name, value.clone())?,
@@ -184,14 +227,5 @@ fn aligned(bytes: &[u8]) -> Arc<[u64]> {
 unsafe fn value_over(bytes: &[u8], source: &WeightSource) -> ort::Result<DynValue> {
     let (dtype, dims) = (source.dtype, &source.dims);
     // SAFETY: the caller keeps `bytes`.
-    unsafe {
-        tensor_over(
-            bytes.as_ptr(),
-            bytes.len(),
-            dtype,
-            dims,
-            &MemoryInfo::default(),
-            &Allocator::default(),
-        )
-    }
+    unsafe { tensor_over(bytes.as_ptr(), bytes.len(), dtype, dims, &MemoryInfo::default()) }
 }

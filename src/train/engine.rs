@@ -15,7 +15,7 @@ use ndarray::{ArrayViewD, IxDyn};
 use super::graphs::EngineGraphs;
 use crate::autodiff::Recompute;
 use crate::config::runtime::{MixedPrecision, WeightCopies};
-use crate::device::{DeviceLayout, DeviceSet, Memory};
+use crate::device::{DeviceLayout, DeviceSet, Memory, weights_on_device};
 use crate::diffusion::Timestep;
 use crate::objective::{Needs, Objective};
 use crate::onnx::{Graph, Model};
@@ -24,7 +24,7 @@ use crate::pipeline::Guidance;
 use crate::pipeline::denoiser::Geometry;
 use crate::pipeline::micro::TIME_IDS;
 use crate::pipeline::network::{map_weights, session_over};
-use crate::runtime::{Binding, Session, SessionOptions, SharedWeights, TensorView};
+use crate::runtime::{Binding, ExecutionProvider, Session, SessionOptions, SharedWeights, TensorView};
 use crate::tensor::{DType, Tensor};
 use crate::traingraph::step::{GRADIENT, LOSS_SCALE, POLICY, REFERENCE};
 use crate::traingraph::{Reference, Trainables};
@@ -394,7 +394,11 @@ impl Engine {
         choose: impl Fn(&Graph) -> Result<Trainables>,
     ) -> Result<Self> {
         let graphs = EngineGraphs::derive(options, split_shared, &choose)?;
-        let weights = map_weights(&graphs.denoiser)?;
+        let mut weights = map_weights(&graphs.denoiser)?;
+        // Others take them as they are in the files, and copy them as they see fit.
+        if graphs.session.ep == ExecutionProvider::Cuda {
+            weights = weights_on_device(&weights, &graphs.session)?;
+        }
         let gradients = match options.gradients_on_device {
             true => Some(Memory::new(&DeviceLayout::new(&graphs.layout), &graphs.session)?.zeros()?),
             false => None,

@@ -219,6 +219,7 @@ fn with_the_optimizer_on_the_device() {
         "runtime.optimizer=device",
     ];
     let resumes = |more: &[&str]| resumes_bit_exactly(&[&on_device, more].concat());
+    resumes(&["optimizer={kind: adafactor, lr: 1.0e-5, schedule: {kind: constant, warmup: 2}}"]);
     resumes(&[
         "train={pairs_per_step: 4, accumulate: 2, policy_ema: 0.99}",
         "reference={update: ema, alpha: 0.1}",

@@ -71,8 +71,8 @@ pub enum OptimizerPlace {
     Auto,
     /// On the host: every step weights go to the device and gradients come back, which for LoRA is little.
     Host,
-    /// On the device: weights, moments, gradients, reference and average stay there. Not with adafactor, the kl anchor, a
-    /// reference in a file, or images of several sizes.
+    /// On the device: weights, moments, gradients, reference and average stay there. Adafactor works on the host all the same,
+    /// once per optimizer step. Not with the kl anchor, a reference in a file, or images of several sizes.
     Device,
 }
 

@@ -1,5 +1,8 @@
 //! The moving parts of a run on the device: weights, moments, gradients, reference and average stay there, and only numbers come
 //! back. The host's copies in [`State`] are brought up to date when somebody wants to see them.
+//!
+//! Adafactor works on the host: once per optimizer step the gradient comes there and the weights go back, while the parts of a
+//! batch do without either.
 
 use super::engine::Engine;
 use super::state::State;
@@ -41,11 +44,9 @@ pub fn wanted(config: &Config, sizes: usize) -> Result<bool> {
 /// What stands against it.
 fn obstacle(config: &Config, sizes: usize) -> Result<Option<String>> {
     let rule = ReferenceRule::new(&config.reference)?;
-    let (ep, optimizer) = (config.runtime.ep, config.optimizer.kind);
+    let ep = config.runtime.ep;
     Ok(if !ep.has_device_buffers() {
         Some(format!("the memory of {ep} is not reached from here"))
-    } else if optimizer == OptimizerKind::Adafactor {
-        Some("optimizer.kind is adafactor, which works on the host".to_owned())
     } else if rule.kl().is_some() && rule.moves() {
         Some("the kl anchor's gradient is added on the host".to_owned())
     } else if config.reference.storage == StorageConfig::Bf16 {
@@ -62,14 +63,13 @@ fn obstacle(config: &Config, sizes: usize) -> Result<Option<String>> {
 /// See the module's text.
 pub struct OnDevice {
     memory: Memory,
-    adamw: Kernel,
     blend: Kernel,
     square: Kernel,
     /// First part of a batch, and further ones, where there are several.
     sums: Option<Sums>,
+    /// AdamW; nothing where the optimizer works on the host.
+    adamw: Option<AdamWSets>,
     policy: DeviceSet,
-    first_moment: DeviceSet,
-    second_moment: DeviceSet,
     reference: Option<DeviceSet>,
     /// θ0, where the reference is pulled back to it.
     initial: Option<DeviceSet>,
@@ -79,6 +79,13 @@ pub struct OnDevice {
     reference_moved: bool,
     /// Factor that the gradients still want.
     factor: f32,
+}
+
+/// AdamW and its moments.
+struct AdamWSets {
+    kernel: Kernel,
+    first_moment: DeviceSet,
+    second_moment: DeviceSet,
 }
 
 /// The sum of a batch's gradients.
@@ -109,6 +116,14 @@ impl OnDevice {
                 empty: true,
             }),
         };
+        let adamw = match config.optimizer.kind {
+            OptimizerKind::Adafactor => None,
+            OptimizerKind::Adamw => Some(AdamWSets {
+                kernel: kernel(graphs::adamw(n)?)?,
+                first_moment: memory.zeros()?,
+                second_moment: memory.zeros()?,
+            }),
+        };
         let rule = ReferenceRule::new(&config.reference)?;
         let mut set_if = |condition: bool| condition.then(|| memory.zeros()).transpose();
         Ok(Self {
@@ -116,9 +131,7 @@ impl OnDevice {
             initial: set_if(needs_reference && rule.pulls())?,
             average: set_if(config.train.policy_ema.is_some())?,
             policy: memory.zeros()?,
-            first_moment: memory.zeros()?,
-            second_moment: memory.zeros()?,
-            adamw: kernel(graphs::adamw(n)?)?,
+            adamw,
             blend: kernel(graphs::blend(n)?)?,
             square: kernel(graphs::square(n)?)?,
             memory,
@@ -148,10 +161,12 @@ impl OnDevice {
             return Ok(());
         }
         let memory = &mut self.memory;
-        let (first, second) = state.optimizer.moments();
         memory.upload(&state.policy, &self.policy)?;
-        memory.upload(first, &self.first_moment)?;
-        memory.upload(second, &self.second_moment)?;
+        if let Some(adamw) = &self.adamw {
+            let (first, second) = state.optimizer.moments();
+            memory.upload(first, &adamw.first_moment)?;
+            memory.upload(second, &adamw.second_moment)?;
+        }
         if let Some(reference) = &self.reference {
             memory.upload(&state.reference(), reference)?;
         }
@@ -177,10 +192,10 @@ impl OnDevice {
     pub fn fetch(&mut self, state: &mut State) -> Result<()> {
         let memory = &mut self.memory;
         memory.download(&self.policy, &mut state.policy)?;
-        if let Optimizer::AdamW(adamw) = &mut state.optimizer {
+        if let (Some(sets), Optimizer::AdamW(adamw)) = (&self.adamw, &mut state.optimizer) {
             let (first, second) = adamw.moments_mut();
-            memory.download(&self.first_moment, first)?;
-            memory.download(&self.second_moment, second)?;
+            memory.download(&sets.first_moment, first)?;
+            memory.download(&sets.second_moment, second)?;
         }
         if let (Some(set), ReferenceWeights::Resident(reference), true) =
             (&self.reference, &mut state.reference, self.reference_moved)
@@ -252,6 +267,25 @@ impl OnDevice {
         Ok(Gradient::of(Term::from_set(room, self.factor)).norms())
     }
 
+    /// The batch's gradient, in `room`, for an optimizer on the host; after its step the state has to be loaded again. `None`
+    /// where [`OnDevice::step`] takes the step.
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn gradient_for_host<'a>(
+        &mut self,
+        gradients: &DeviceSet,
+        room: &'a mut ParamSet,
+    ) -> Result<Option<Gradient<'a>>> {
+        if self.adamw.is_some() {
+            return Ok(None);
+        }
+        let gradient = self.sums.as_ref().map_or(gradients, |sums| &sums.sum);
+        self.memory.download(gradient, room)?;
+        self.forget();
+        Ok(Some(Gradient::of(Term::from_set(room, self.factor))))
+    }
+
     /// AdamW's step on the batch's gradient, clipped by `clip_factor`; then reference and average follow.
     ///
     /// # Errors
@@ -263,17 +297,17 @@ impl OnDevice {
         (clip_factor, lr): (f64, f64),
         action: Action,
     ) -> Result<()> {
-        let Optimizer::AdamW(adamw) = &mut state.optimizer else {
+        let (Some(sets), Optimizer::AdamW(adamw)) = (&mut self.adamw, &mut state.optimizer) else {
             unreachable!("other optimizers work on the host");
         };
         state.is_behind = true;
         let numbers = adamw.next(self.factor, None, clip_factor, lr).named();
         let gradient = self.sums.as_ref().map_or(gradients, |sums| &sums.sum);
-        let (theta, m, v) = (&self.policy, &self.first_moment, &self.second_moment);
+        let (theta, m, v) = (&self.policy, &sets.first_moment, &sets.second_moment);
         let read = [("theta", theta), ("m", m), ("v", v), ("gradient", gradient)];
         let written = [("next_theta", theta), ("next_m", m), ("next_v", v)];
         for block in 0..self.memory.layout().blocks() {
-            self.adamw.run(block, &numbers, &read, &written)?;
+            sets.kernel.run(block, &numbers, &read, &written)?;
         }
         if let Action::Move(blend) = action {
             self.follow(blend)?;

@@ -166,11 +166,14 @@ impl<'a> Stepper<'a> {
         };
         match (&mut self.device, engine.gradients_on_device()) {
             (Some(device), Some(gradients)) => {
-                device.step(state, gradients, (clip, stats.lr), action)?;
-                state.step = step;
+                match device.gradient_for_host(gradients, &mut self.candidate)? {
+                    Some(gradient) => step_on_host(state, &gradient, clip, stats.lr, action),
+                    None => device.step(state, gradients, (clip, stats.lr), action)?,
+                }
             }
-            _ => self.step_on_host(state, clip, stats.lr, action),
+            _ => step_on_host(state, &self.gradient(state), clip, stats.lr, action),
         }
+        state.step = step;
         if let Action::Probe(blend) = action {
             stats.gate = Some(self.gate(state, engine, blend, probe)?);
         }
@@ -193,36 +196,6 @@ impl<'a> Stepper<'a> {
         match (&mut self.device, engine.gradients_on_device()) {
             (Some(device), Some(gradients)) => device.norms(gradients, &mut self.candidate),
             _ => Ok(self.gradient(state).norms()),
-        }
-    }
-
-    /// Optimizer, reference and average.
-    fn step_on_host(&self, state: &mut State, clip: f64, lr: f64, action: Action) {
-        let gradient = self.gradient(state);
-        let step = state.step + 1;
-        // In the same pass over memory, where all is in memory.
-        let (follow, then) = match (action, &mut state.reference) {
-            (Action::Move(blend), ReferenceWeights::Resident(reference)) => {
-                let initial = &state.initial;
-                let follow = Follow {
-                    reference,
-                    initial,
-                    blend,
-                };
-                (Some(follow), None)
-            }
-            (Action::Move(blend), ReferenceWeights::Mapped(_)) => (None, Some(blend)),
-            (Action::Keep | Action::Probe(_), _) => (None, None),
-        };
-        state
-            .optimizer
-            .step(&mut state.policy, &gradient, clip, lr, follow);
-        if let Some(blend) = then {
-            state.reference.follow(blend, &state.policy, &state.initial, step);
-        }
-        state.step = step;
-        if let Some(average) = &mut state.average {
-            average.follow(&state.policy, step);
         }
     }
 
@@ -533,6 +506,34 @@ impl<'a> Stepper<'a> {
             list(&|p| p.id.0),
             list(&|p| u64::from(p.timestep.0)),
         )))
+    }
+}
+
+/// Optimizer, reference and average.
+fn step_on_host(state: &mut State, gradient: &Gradient<'_>, clip: f64, lr: f64, action: Action) {
+    let step = state.step + 1;
+    // In the same pass over memory, where all is in memory.
+    let (follow, then) = match (action, &mut state.reference) {
+        (Action::Move(blend), ReferenceWeights::Resident(reference)) => {
+            let initial = &state.initial;
+            let follow = Follow {
+                reference,
+                initial,
+                blend,
+            };
+            (Some(follow), None)
+        }
+        (Action::Move(blend), ReferenceWeights::Mapped(_)) => (None, Some(blend)),
+        (Action::Keep | Action::Probe(_), _) => (None, None),
+    };
+    state
+        .optimizer
+        .step(&mut state.policy, gradient, clip, lr, follow);
+    if let Some(blend) = then {
+        state.reference.follow(blend, &state.policy, &state.initial, step);
+    }
+    if let Some(average) = &mut state.average {
+        average.follow(&state.policy, step);
     }
 }
 

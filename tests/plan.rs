@@ -4,9 +4,17 @@ mod common;
 
 use std::path::Path;
 use std::process::Output;
+use std::time::Duration;
 
 use common::train::{json, refused, succeeded};
 use common::{ortdpo, stderr, stdout};
+use ortdpo::config::{Sources, TrainPlan};
+use ortdpo::forecast::{Batch, Calibration, forecast};
+use ortdpo::onnx::Graph;
+use ortdpo::pipeline::geometry;
+use ortdpo::runtime::{self, RuntimeOptions};
+use ortdpo::train::model::Model;
+use ortdpo::train::{initial, prepare};
 use serde_json::Value;
 
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
@@ -51,6 +59,49 @@ fn memory_and_time_of_every_level_are_predicted() {
         assert!(step > 2.0 * forward && forward > 0.0, "{time}");
     }
     assert_eq!(plan["chosen"], "none");
+}
+
+/// With one calibration for all, so that every kind of node is measured once.
+#[test]
+fn the_parts_of_a_batch_add_up_and_the_kl_anchor_takes_its_share_of_them() {
+    runtime::init(&RuntimeOptions::default()).unwrap();
+    let model = Model::open(&Path::new(REPOSITORY).join("models/tiny-sd")).unwrap();
+    let set = |set: &[&str]| {
+        let fixed = ["model=models/tiny-sd", "data={path: unused, resolution: 64}"];
+        let set = fixed.iter().chain(set).map(|s| (*s).to_owned()).collect();
+        let sources = Sources {
+            set,
+            ..Sources::default()
+        };
+        TrainPlan::resolve(&sources).unwrap()
+    };
+    let plan = set(&[
+        "train={pairs_per_step: 8, accumulate: 8}",
+        "reference={update: ema, anchor: {kind: kl, fraction: 0.25}}",
+    ]);
+    let sample = geometry::declared(&model.folder, 1, Some([16; 2])).unwrap();
+    let options = prepare::engine_options(&plan, &model, sample, plan.objective.objective()).unwrap();
+    let choose = |graph: &Graph| initial::trainables(&plan.adapter, graph);
+    let mut calibration = Calibration::new(Duration::from_secs(60));
+    let mut seconds = |batch: Batch| {
+        let level = forecast(&options, false, choose, Some((&mut calibration, batch)));
+        level.unwrap().time.unwrap().seconds
+    };
+    // What is measured for the anchor is known of the step from then on.
+    seconds(Batch {
+        parts: 1,
+        anchored: 1,
+    });
+    let batch = prepare::batch(&plan).unwrap();
+    assert_eq!((batch.parts, batch.anchored), (8, 2));
+    let [step, without, one] =
+        [(8, 2), (8, 0), (1, 1)].map(|(parts, anchored)| seconds(Batch { parts, anchored }));
+    let anchor = one - without / 8.0;
+    assert!(anchor > 0.0 && without > 0.0);
+    assert!(
+        (step - without - 2.0 * anchor).abs() < 1e-9 * step,
+        "{step} {without} {one}"
+    );
 }
 
 #[test]

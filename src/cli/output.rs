@@ -57,6 +57,22 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
+/// A time in the units that suit it.
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    let two = |large: u64, small: u64, [name, below]: [&str; 2]| match small {
+        0 => format!("{large} {name}"),
+        _ => format!("{large} {name} {small} {below}"),
+    };
+    match whole {
+        0..10 => format!("{seconds:.3} s"),
+        10..120 => format!("{seconds:.1} s"),
+        120..7_200 => two(whole / 60, whole % 60, ["min", "s"]),
+        7_200..172_800 => two(whole / 3_600, whole % 3_600 / 60, ["h", "min"]),
+        _ => two(whole / 86_400, whole % 86_400 / 3_600, ["d", "h"]),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,6 +87,20 @@ mod tests {
             (3_438_167_540, "3.2 GiB"),
         ] {
             assert_eq!(bytes(n), text);
+        }
+    }
+
+    #[test]
+    fn times_are_given_in_the_units_that_suit_them() {
+        for (seconds, text) in [
+            (0.0295, "0.029 s"),
+            (16.44, "16.4 s"),
+            (120.0, "2 min"),
+            (3_599.6, "60 min"),
+            (7_275.0, "2 h 1 min"),
+            (936_000.0, "10 d 20 h"),
+        ] {
+            assert_eq!(duration(seconds), text);
         }
     }
 }

@@ -51,7 +51,13 @@ pub struct Plan {
 
 #[derive(Serialize)]
 struct Report {
+    /// Of the run.
+    steps: u64,
+    /// Parts of a step's batch.
+    accumulate: usize,
+    /// Of a part.
     pairs: usize,
+    /// Of a part.
     samples: usize,
     latent: [usize; 3],
     levels: Vec<Level>,
@@ -98,10 +104,16 @@ fn report(plan: &TrainPlan, seconds: Option<f64>, console: Console) -> Result<Re
         console.say("measuring operators");
         Calibration::new(Duration::from_secs_f64(seconds))
     });
+    let batch = prepare::batch(plan)?;
     let mut levels = Vec::new();
     for recompute in Recompute::ALL {
         let options = options.recomputing(recompute);
-        levels.push(forecast(&options, full, choose, calibration.as_mut())?);
+        levels.push(forecast(
+            &options,
+            full,
+            choose,
+            calibration.as_mut().map(|c| (c, batch)),
+        )?);
     }
     let (pictures, at_once) = (plan.data.resolution as usize, plan.data.encode_batch);
     let encoding = plan
@@ -115,6 +127,8 @@ fn report(plan: &TrainPlan, seconds: Option<f64>, console: Console) -> Result<Re
             && budget.is_none_or(|budget| level.memory.total() <= budget.0)
     };
     Ok(Report {
+        steps: plan.train.steps,
+        accumulate: plan.train.accumulate,
         pairs: options.pairs,
         samples: options.geometry.samples,
         latent: options.geometry.latent,
@@ -130,7 +144,7 @@ fn text(report: &Report) -> String {
     let row = |level: &Level| {
         let (seconds, passes) = level.time.map_or(("-".to_owned(), "-".to_owned()), |t| {
             let passes = t.seconds / t.forward_seconds;
-            (format!("{:.3} s", t.seconds), format!("{passes:.1}"))
+            (output::duration(t.seconds), format!("{passes:.1}"))
         });
         [
             level.recompute.to_string(),
@@ -139,11 +153,15 @@ fn text(report: &Report) -> String {
             passes,
         ]
     };
+    let at_once = match report.accumulate {
+        1 => String::new(),
+        _ => format!(", {} at a time,", report.samples),
+    };
     let head = ["recompute", "peak memory", "a step", "in forward passes"];
     let mut lines = vec![
         format!(
-            "steps of {} samples with latents of {height}×{width}",
-            report.samples
+            "steps of {} samples{at_once} with latents of {height}×{width}",
+            report.samples * report.accumulate
         ),
         String::new(),
         output::table(head, report.levels.iter().map(row)),
@@ -154,6 +172,13 @@ fn text(report: &Report) -> String {
         (Some(level), budget) => {
             let why = budget.map_or(String::new(), |b| format!(", the fastest within {b}"));
             lines.push(format!("`train` would use recompute: {}{why}", level.recompute));
+            if let Some(time) = level.time {
+                let all = output::duration(report.steps as f64 * time.seconds);
+                lines.push(format!(
+                    "{} steps would take about {all}, without evaluations",
+                    report.steps
+                ));
+            }
             lines.push(String::new());
             let parts = level.memory.parts().into_iter().filter(|(_, bytes)| *bytes > 0);
             let rows = parts.map(|(name, bytes)| [name.to_owned(), output::bytes(bytes)]);

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Calibration, Memory, Time};
+use super::{Batch, Calibration, Memory, Time};
 use crate::autodiff::Recompute;
 use crate::config::bytes::ByteSize;
 use crate::onnx::Graph;
@@ -22,7 +22,7 @@ pub struct Level {
     pub time: Option<Time>,
 }
 
-/// Forecast for `options`, with times where there is a calibration.
+/// Forecast for `options`, with times of steps on whole batches where there is a calibration.
 ///
 /// # Errors
 /// The graphs cannot be derived, or ONNX Runtime refuses a node of them.
@@ -30,11 +30,11 @@ pub fn forecast(
     options: &EngineOptions,
     split_shared: bool,
     choose: impl Fn(&Graph) -> Result<Trainables>,
-    calibration: Option<&mut Calibration>,
+    calibration: Option<(&mut Calibration, Batch)>,
 ) -> Result<Level> {
     let graphs = EngineGraphs::derive(options, split_shared, choose)?;
     let memory = Memory::of(&graphs);
-    let time = calibration.map(|c| time(&graphs, options.objective.needs().reference, c));
+    let time = calibration.map(|(c, batch)| time(&graphs, options.objective.needs().reference, c, batch));
     Ok(Level {
         recompute: options.recompute,
         memory,
@@ -42,19 +42,29 @@ pub fn forecast(
     })
 }
 
-fn time(graphs: &EngineGraphs, has_reference: bool, calibration: &mut Calibration) -> Result<Time> {
+fn time(
+    graphs: &EngineGraphs,
+    has_reference: bool,
+    calibration: &mut Calibration,
+    batch: Batch,
+) -> Result<Time> {
     let (forward, _) = calibration.seconds(graphs, &[&graphs.errors])?;
     let mut run: Vec<&Graph> = vec![&graphs.step];
     if has_reference {
         run.push(&graphs.errors);
     }
     run.extend(&graphs.batch);
-    run.extend(graphs.anchor.as_ref().map(|(graph, _)| graph));
-    let (seconds, measured) = calibration.seconds(graphs, &run)?;
+    let (part, part_measured) = calibration.seconds(graphs, &run)?;
+    let (anchor, anchor_measured) = match &graphs.anchor {
+        Some((graph, _)) => calibration.seconds(graphs, &[graph])?,
+        None => (0.0, 0.0),
+    };
+    let [parts, anchored] = [batch.parts, batch.anchored].map(|n| n as f64);
+    let seconds = parts * part + anchored * anchor;
     Ok(Time {
         seconds,
-        forward_seconds: forward,
-        measured,
+        forward_seconds: parts * forward,
+        measured: (parts * part * part_measured + anchored * anchor * anchor_measured) / seconds,
     })
 }
 

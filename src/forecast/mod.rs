@@ -15,4 +15,4 @@ mod time;
 pub use encoding::Encoding;
 pub use level::{Level, fitting, forecast};
 pub use memory::Memory;
-pub use time::{Calibration, Time};
+pub use time::{Batch, Calibration, Time};

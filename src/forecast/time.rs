@@ -22,15 +22,24 @@ const RUNS: usize = 3;
 /// Above this a kind is run once.
 const LONG: Duration = Duration::from_millis(100);
 
-/// Seconds of a step.
+/// Seconds of an optimizer step, with all parts of its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Time {
-    /// Of a whole step.
+    /// Of the whole step.
     pub seconds: f64,
-    /// Of one forward pass, which the reference takes.
+    /// Of one forward pass of its batch, which the reference takes.
     pub forward_seconds: f64,
     /// Share of the step in kinds of node that were measured.
     pub measured: f64,
+}
+
+/// How the batch of an optimizer step is divided.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch {
+    /// Parts that run one after another (`train.accumulate`).
+    pub parts: usize,
+    /// Parts that have the `kl` anchor beside them.
+    pub anchored: usize,
 }
 
 /// Seconds of kinds of node, measured once each.

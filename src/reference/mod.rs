@@ -68,6 +68,14 @@ impl KlAnchor {
     pub fn pairs(&self, pairs: usize) -> usize {
         ((pairs as f64 * self.fraction).round() as usize).clamp(1, pairs.max(1))
     }
+
+    /// On how many of the `parts` parts of a batch, `pairs` pairs each, the term is evaluated; at least one. All of them, unless
+    /// parts are so small that [`pairs`](Self::pairs) is more than the fraction of one.
+    pub fn parts(&self, pairs: usize, parts: usize) -> usize {
+        let each = self.pairs(pairs) as f64;
+        let wanted = (pairs * parts) as f64 * self.fraction / each;
+        (wanted.round() as usize).clamp(1, parts.max(1))
+    }
 }
 
 /// One decision of the gate.
@@ -303,6 +311,12 @@ mod tests {
             .unwrap();
         assert_eq!(kl.candidate, Blend::new(0.02, 0.0));
         assert_eq!([1, 2, 6, 16, 64].map(|pairs| kl.pairs(pairs)), [1, 1, 2, 4, 16]);
+        // A quarter of the batch, however it is divided: one part has no smaller anchor than a pair.
+        let parts = [(1, 1), (1, 2), (1, 64), (2, 32), (4, 16), (16, 4), (64, 1)];
+        assert_eq!(
+            parts.map(|(pairs, parts)| kl.parts(pairs, parts)),
+            [1, 1, 16, 16, 16, 4, 1]
+        );
         let copy = rule("{update: copy, anchor: {kind: kl}}").kl().unwrap();
         assert_eq!((copy.lambda, copy.candidate), (1.0, Blend::new(1.0, 0.0)));
         assert_eq!(rule("update: ema").kl(), None);

@@ -180,6 +180,19 @@ pub fn geometry(train: &Dataset) -> Geometry {
     }
 }
 
+/// How the batches of a run are divided.
+///
+/// # Errors
+/// The reference rule's settings do not fit together.
+pub fn batch(plan: &TrainPlan) -> Result<forecast::Batch> {
+    let parts = plan.train.accumulate;
+    let kl = ReferenceRule::new(&plan.reference)?.kl();
+    Ok(forecast::Batch {
+        parts,
+        anchored: kl.map_or(0, |kl| kl.parts(plan.train.pairs_per_part(), parts)),
+    })
+}
+
 /// What the sessions of a run are made for; `sample` has the shapes of one sample.
 ///
 /// # Errors

@@ -250,7 +250,7 @@ impl<'a> Stepper<'a> {
                 })?),
             }
             self.count(part, &inputs, &values, f64::from(share), stats, observations);
-            self.anchor(state, engine, per_part, share, stats)?;
+            self.anchor(state, engine, index, stats)?;
         }
         Ok(())
     }
@@ -404,13 +404,13 @@ impl<'a> Stepper<'a> {
         }
     }
 
-    /// The `kl` anchor on the first pairs of the part that was just filled.
+    /// The `kl` anchor on the first pairs of the part that was just filled, the batch's `part`-th, if it is one of those that
+    /// have it.
     fn anchor(
         &mut self,
         state: &State,
         engine: &mut Engine,
-        pairs: usize,
-        share: f32,
+        part: usize,
         stats: &mut StepStats,
     ) -> Result<()> {
         let Some(kl) = state
@@ -423,6 +423,13 @@ impl<'a> Stepper<'a> {
         let Some(samples) = engine.anchor_samples() else {
             return Ok(());
         };
+        let train = &self.config.train;
+        let pairs = train.pairs_per_part();
+        let parts = kl.parts(pairs, train.accumulate);
+        if part >= parts {
+            return Ok(());
+        }
+        let share = 1.0 / parts as f32;
         kl.candidate.candidate(
             &state.reference(),
             &state.policy,

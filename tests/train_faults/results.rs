@@ -289,6 +289,31 @@ fn every_pair_of_a_batch_has_its_own_timestep() {
     assert!(spread > 1e-2, "{together:?}");
 }
 
+/// The first pair of four, whether they are computed together or one by one.
+#[test]
+fn the_kl_anchor_takes_the_same_share_of_a_batch_in_parts() {
+    let workspace = Workspace::new();
+    let anchors = |output: &str, train: &str, fraction: &str| -> Vec<f64> {
+        let kl = format!("reference={{update: ema, alpha: 0.3, anchor: {{kind: kl, fraction: {fraction}}}}}");
+        let log = metrics(&workspace.trained(output, &["data.prompt_dropout=0", train, &kl]));
+        log.iter()
+            .map(|line| line["anchor_loss"].as_f64().unwrap())
+            .collect()
+    };
+    let together = anchors("together", "train={steps: 3, pairs_per_step: 4}", "0.25");
+    let parts = "train={steps: 3, pairs_per_step: 4, accumulate: 4}";
+    let one_by_one = anchors("one-by-one", parts, "0.25");
+    let all = anchors("all", parts, "1");
+    // Before the first update the reference is the initial policy.
+    for k in 1..3 {
+        assert!(
+            (together[k] - one_by_one[k]).abs() < 1e-3 * together[k],
+            "{one_by_one:?} instead of {together:?}"
+        );
+        assert!((all[k] - together[k]).abs() > 1e-2 * together[k], "{all:?}");
+    }
+}
+
 #[test]
 fn a_user_who_looks_on_sees_what_happens() {
     let workspace = Workspace::new();

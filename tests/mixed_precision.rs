@@ -57,7 +57,10 @@ fn a_run_that_can_only_overflow_ends() {
     let output = workspace.train("run", &set).output().unwrap();
     let text = paragraph(&output, 1);
     assert!(
-        text.contains("not finite at step") && text.contains("lower optimizer.lr"),
+        text.contains("20 steps in a row overflowed")
+            && text.contains("not finite at step")
+            && text.contains("lower optimizer.lr")
+            && text.contains("mixed_precision: no"),
         "{text}"
     );
 }
@@ -97,6 +100,34 @@ fn an_interrupted_run_goes_on_with_its_scale() {
     for (name, bytes) in a.iter().filter(|(name, _)| name.ends_with(".safetensors")) {
         assert!(b[name] == *bytes, "{name} differs");
     }
+}
+
+#[test]
+fn a_reference_follows_on_its_step_also_if_that_is_skipped() {
+    let workspace = Workspace::new();
+    let model = half_pipeline(&workspace);
+    let set = [
+        &*model,
+        FP16,
+        "reference={update: copy, every: 12}",
+        "train.eval_every=0",
+    ];
+    let begun = [&set[..], &["train.steps=11", "train.checkpoint_every=11"]].concat();
+    let run = workspace.trained("run", &begun);
+    let checkpoint = run.join("checkpoints/step-11");
+    let mut state = json(&checkpoint.join("state.json"));
+    state["loss_scale"]["scale"] = 16_777_216.0.into();
+    fs::write(checkpoint.join("state.json"), state.to_string()).unwrap();
+    let mut checksums = json(&checkpoint.join("checksums.json"));
+    let checksum = blake3::hash(state.to_string().as_bytes()).to_hex();
+    checksums["state.json"] = checksum.as_str().into();
+    fs::write(checkpoint.join("checksums.json"), checksums.to_string()).unwrap();
+    let rest = [&set[..], &["train.steps=12", "train.checkpoint_every=12"]].concat();
+    workspace.resumed("run", &rest);
+    assert_eq!(metrics(&run).last().unwrap()["skipped"], true);
+    let read = |name: &str| fs::read(run.join("checkpoints/step-12").join(name)).unwrap();
+    assert_ne!(read("policy.safetensors"), read("initial.safetensors"));
+    assert_eq!(read("reference.safetensors"), read("policy.safetensors"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Units, powers of two first.
-const UNITS: [(&str, u64); 8] = [
+const UNITS: [(&str, u64); 9] = [
     ("GiB", 1 << 30),
     ("MiB", 1 << 20),
     ("KiB", 1 << 10),
@@ -17,6 +17,8 @@ const UNITS: [(&str, u64); 8] = [
     ("MB", 1_000_000),
     ("KB", 1_000),
     ("TB", 1_000_000_000_000),
+    // Last: every other unit ends in it.
+    ("B", 1),
 ];
 
 /// A number of bytes.
@@ -40,15 +42,10 @@ impl FromStr for ByteSize {
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let divides = |(_, size): &&(&str, u64)| self.0 > 0 && self.0.is_multiple_of(*size);
+        let divides = |(_, size): &&(&str, u64)| self.0.is_multiple_of(*size);
         let exact = UNITS.iter().filter(divides).max_by_key(|(_, size)| *size);
-        match exact {
-            Some((unit, size)) => write!(f, "{}{unit}", self.0 / size),
-            None => {
-                let gib = format!("{:.3}", self.0 as f64 / UNITS[0].1 as f64);
-                write!(f, "{}GiB", gib.trim_end_matches('0'))
-            }
-        }
+        let (unit, size) = exact.expect("one byte divides every amount");
+        write!(f, "{}{unit}", self.0 / size)
     }
 }
 
@@ -74,7 +71,7 @@ impl JsonSchema for ByteSize {
         json_schema!({
             "description": "A number of bytes with its unit, such as 12GiB or 900MB.",
             "type": "string",
-            "pattern": "^[0-9.]+ ?([KMGT]i?B)$",
+            "pattern": "^[0-9.]+ ?([KMGT]i?)?B$",
         })
     }
 }
@@ -90,6 +87,7 @@ mod tests {
             ("1.5 GiB", 3 << 29),
             ("900MB", 900_000_000),
             ("64 KiB", 65_536),
+            ("65536B", 65_536),
         ] {
             assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
         }
@@ -100,8 +98,10 @@ mod tests {
 
     #[test]
     fn amounts_are_written_as_they_are_read() {
-        for text in ["12GiB", "900MB", "64KiB", "1TiB"] {
+        for text in ["12GiB", "900MB", "64KiB", "1TiB", "1073741825B"] {
             assert_eq!(text.parse::<ByteSize>().unwrap().to_string(), text);
         }
+        let odd: ByteSize = "1.0000001GiB".parse().unwrap();
+        assert_eq!(odd.to_string().parse(), Ok(odd));
     }
 }

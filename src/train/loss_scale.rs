@@ -42,6 +42,11 @@ impl LossScale {
         }
     }
 
+    /// Overflows since the last good step.
+    pub fn overflows(&self) -> u32 {
+        self.overflows
+    }
+
     /// A step overflowed. Returns whether there is hope: fewer than 20 have in a row.
     pub fn overflowed(&mut self) -> bool {
         self.good_steps = 0;

@@ -15,6 +15,7 @@ pub mod inputs;
 pub mod loss_scale;
 pub mod memory;
 pub mod model;
+mod moving;
 mod on_device;
 pub mod pictures;
 pub mod prepare;

@@ -310,7 +310,7 @@ impl OnDevice {
             sets.kernel.run(block, &numbers, &read, &written)?;
         }
         if let Action::Move(blend) = action {
-            self.follow(blend)?;
+            self.follow(state, blend)?;
         }
         if let (Some(set), Some(average)) = (&self.average, &state.average) {
             let blocks = self.memory.layout().blocks();
@@ -326,7 +326,11 @@ impl OnDevice {
     }
 
     /// Moves the reference.
-    fn follow(&mut self, blend: Blend) -> Result<()> {
+    ///
+    /// # Errors
+    /// ONNX Runtime fails.
+    pub fn follow(&mut self, state: &mut State, blend: Blend) -> Result<()> {
+        state.is_behind = true;
         let Some(reference) = &self.reference else {
             return Ok(());
         };

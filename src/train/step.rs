@@ -1,8 +1,8 @@
 //! One optimizer step: draw, forward, backward, clip, optimizer, reference.
 
 use super::draw::{Content, DrawnPair};
-use super::engine::{Engine, PairInputs, ReferenceValues, Samples, StepValues, Weights};
-use super::on_device::OnDevice;
+use super::engine::{Engine, PairInputs, ReferenceValues, Samples, StepValues};
+use super::moving::Moving;
 use super::probe::{Drift, Probe};
 use super::record::Recorder;
 use super::source::Text;
@@ -11,10 +11,10 @@ use crate::config::Config;
 use crate::diffusion::NoiseSchedule;
 use crate::margin::MarginMeter;
 use crate::objective::{Needs, Objective};
-use crate::optim::{Follow, Gradient, GradientNorms, GradientSum, Term, clip_factor};
+use crate::optim::{GradientNorms, clip_factor};
 use crate::params::ParamSet;
 use crate::pipeline::TimeIds;
-use crate::reference::{Action, Blend, ReferenceWeights, Verdict};
+use crate::reference::{Action, Blend, Verdict};
 use crate::timestep::Observation;
 use crate::{Error, Result};
 
@@ -63,11 +63,8 @@ pub struct Stepper<'a> {
     negative: Option<Text>,
     /// Micro-conditioning of pictures that the policy makes.
     picture_ids: TimeIds,
-    sum: GradientSum,
-    anchor_sum: GradientSum,
+    moving: Moving,
     candidate: ParamSet,
-    /// What moves, where that is on the device.
-    device: Option<OnDevice>,
     samples: Samples,
     recorder: Option<Recorder>,
 }
@@ -85,10 +82,6 @@ impl<'a> Stepper<'a> {
         negative: Option<Text>,
     ) -> Result<Self> {
         let needs = objective.needs();
-        let device = match engine.gradients_on_device() {
-            Some(_) => Some(OnDevice::new(config, engine, needs.reference)?),
-            None => None,
-        };
         Ok(Self {
             config,
             noise_schedule,
@@ -96,10 +89,8 @@ impl<'a> Stepper<'a> {
             is_logistic: objective.is_logistic(),
             negative,
             picture_ids: engine.geometry().picture_ids(),
-            sum: GradientSum::new(engine.layout()),
-            anchor_sum: GradientSum::new(engine.layout()),
+            moving: Moving::new(config, engine, needs.reference)?,
             candidate: ParamSet::zeros(engine.layout()),
-            device,
             samples: Samples::with_geometry(&engine.geometry()),
             recorder: None,
         })
@@ -110,17 +101,12 @@ impl<'a> Stepper<'a> {
     /// # Errors
     /// ONNX Runtime fails.
     pub fn fetch(&mut self, state: &mut State) -> Result<()> {
-        match &mut self.device {
-            Some(device) if state.is_behind => device.fetch(state),
-            _ => Ok(()),
-        }
+        self.moving.fetch(state)
     }
 
     /// The state was replaced: what is on the device is not it.
     pub fn forget_device(&mut self) {
-        if let Some(device) = &mut self.device {
-            device.forget();
-        }
+        self.moving.forget();
     }
 
     /// Writes what every step is computed from.
@@ -140,63 +126,58 @@ impl<'a> Stepper<'a> {
         let mut observations = Vec::with_capacity(pairs.len());
         stats.loss_scale = state.loss_scale.map(|s| s.scale);
         self.accumulate(state, engine, pairs, &mut stats, &mut observations)?;
-        let norms = self.norms(state, engine)?;
-        let finite = self.check_finite(state, &stats, &norms, pairs);
-        match &mut state.loss_scale {
-            None => finite?,
-            Some(scale) if finite.is_ok() => scale.succeeded(),
-            Some(scale) => {
-                if !scale.overflowed() {
-                    return finite.map(|()| stats);
-                }
-                state.step += 1;
-                stats.skipped = true;
-                return Ok(stats);
-            }
-        }
-        stats.grad_norm = norms.total;
-        stats.anchor_ratio = norms.anchor_ratio();
-        let clip = clip_factor(norms.total, self.config.optimizer.clip_norm);
+        let norms = self.moving.norms(state, engine, &mut self.candidate)?;
+        stats.skipped = self.overflows(state, &stats, &norms, pairs)?;
         let step = state.step + 1;
-        stats.lr = state.schedule.at(step) * state.lr_factor;
-        let action = if self.needs.reference {
-            state.reference_rule.action(step)
-        } else {
-            Action::Keep
+        let action = match self.needs.reference {
+            true => state.reference_rule.action(step),
+            false => Action::Keep,
         };
-        match (&mut self.device, engine.gradients_on_device()) {
-            (Some(device), Some(gradients)) => {
-                match device.gradient_for_host(gradients, &mut self.candidate)? {
-                    Some(gradient) => step_on_host(state, &gradient, clip, stats.lr, action),
-                    None => device.step(state, gradients, (clip, stats.lr), action)?,
-                }
-            }
-            _ => step_on_host(state, &self.gradient(state), clip, stats.lr, action),
+        if stats.skipped {
+            // Where the reference follows the policy on a certain step, it does so also if the policy stays where it is.
+            self.moving.step_of_reference(state, action)?;
+        } else {
+            stats.grad_norm = norms.total;
+            stats.anchor_ratio = norms.anchor_ratio();
+            let clip = clip_factor(norms.total, self.config.optimizer.clip_norm);
+            stats.lr = state.schedule.at(step) * state.lr_factor;
+            let room = &mut self.candidate;
+            self.moving.step(state, engine, (clip, stats.lr), action, room)?;
+            state.timestep_rule.observe(&observations);
         }
         state.step = step;
         if let Action::Probe(blend) = action {
             stats.gate = Some(self.gate(state, engine, blend, probe)?);
         }
-        state.timestep_rule.observe(&observations);
         Ok(stats)
     }
 
-    /// The gradient of the batch.
-    fn gradient(&self, state: &State) -> Gradient<'_> {
-        let kl = state.reference_rule.kl();
-        let lambda = kl.filter(|_| state.reference_rule.moves()).map(|kl| kl.lambda);
-        Gradient {
-            objective: self.sum.term(1.0),
-            anchor: lambda.map(|lambda| self.anchor_sum.term(lambda as f32)),
+    /// Whether the step has to be left out because a gradient of half precision overflowed, after which the loss has another
+    /// scale.
+    fn overflows(
+        &self,
+        state: &mut State,
+        stats: &StepStats,
+        norms: &GradientNorms,
+        pairs: &[DrawnPair],
+    ) -> Result<bool> {
+        let finite = self.check_finite(state, stats, norms, pairs);
+        let Some(scale) = &mut state.loss_scale else {
+            return finite.map(|()| false);
+        };
+        let Err(overflow) = finite else {
+            scale.succeeded();
+            return Ok(false);
+        };
+        if scale.overflowed() {
+            return Ok(true);
         }
-    }
-
-    /// Its norms.
-    fn norms(&mut self, state: &State, engine: &Engine) -> Result<GradientNorms> {
-        match (&mut self.device, engine.gradients_on_device()) {
-            (Some(device), Some(gradients)) => device.norms(gradients, &mut self.candidate),
-            _ => Ok(self.gradient(state).norms()),
-        }
+        Err(Error::Diverged(format!(
+            "{} steps in a row overflowed in half precision, the last with a loss scale of {}: {overflow}; \
+             runtime.mixed_precision: no computes in single precision",
+            scale.overflows(),
+            2.0 * scale.scale
+        )))
     }
 
     /// Runs everything that computes on `pairs` and forgets the result.
@@ -222,46 +203,26 @@ impl<'a> Stepper<'a> {
         if let Some(scale) = state.loss_scale {
             engine.scale_loss(scale.scale);
         }
-        self.sum.clear();
-        self.anchor_sum.clear();
-        if let Some(device) = &mut self.device {
-            device.load(state)?;
-            device.clear();
-        }
+        self.moving.begin(state)?;
         let (batch_means, kept) = self.batch_means(state, engine, pairs, share)?;
         for (index, part) in pairs.chunks_exact(per_part).enumerate() {
             let mut inputs = self.fill(state, part);
             inputs.batch_means.clone_from(&batch_means);
             let reference = match kept.get(index) {
                 Some(reference) => reference.clone(),
-                None => self.reference(state, engine)?,
+                None => self.moving.reference(state, engine, &self.samples)?,
             };
-            let policy = policy(&self.device, state);
+            let policy = self.moving.policy(state);
             let values = engine.step_beside(policy, None, reference, &self.samples, &inputs)?;
             if let Some(recorder) = &self.recorder {
                 let geometry = engine.geometry();
                 recorder.part(state.step + 1, index, &geometry, &self.samples, &inputs, &values)?;
             }
-            let factor = share / engine.loss_scale();
-            match (&mut self.device, engine.gradients_on_device()) {
-                (Some(device), Some(gradients)) => device.add(gradients, factor)?,
-                _ => self.sum.add(&Term::by_name(engine.layout(), factor, |name| {
-                    engine.gradient(name)
-                })?),
-            }
+            self.moving.add(engine, share / engine.loss_scale())?;
             self.count(part, &inputs, &values, f64::from(share), stats, observations);
             self.anchor(state, engine, index, stats)?;
         }
         Ok(())
-    }
-
-    /// What the loss needs of the reference for the samples.
-    fn reference(&self, state: &State, engine: &mut Engine) -> Result<ReferenceValues> {
-        match self.device.as_ref().map(OnDevice::reference) {
-            Some(None) => Ok(ReferenceValues::default()),
-            Some(Some(reference)) => engine.reference(reference, &self.samples),
-            None => engine.reference(&*state.reference(), &self.samples),
-        }
     }
 
     /// The means over the whole batch that the loss uses, from a first pass over its parts, with what the reference gave
@@ -279,8 +240,8 @@ impl<'a> Stepper<'a> {
         }
         for part in pairs.chunks_exact(self.config.train.pairs_per_part()) {
             let inputs = self.fill(state, part);
-            let reference = self.reference(state, engine)?;
-            let policy = policy(&self.device, state);
+            let reference = self.moving.reference(state, engine, &self.samples)?;
+            let policy = self.moving.policy(state);
             let found = engine.batch_means(policy, &reference, &self.samples, &inputs)?;
             means.resize(found.len(), 0.0);
             for (mean, found) in means.iter_mut().zip(found) {
@@ -439,12 +400,7 @@ impl<'a> Stepper<'a> {
         let chosen = self.samples.rows_at(self.anchor_rows(pairs, samples));
         let distance = engine.anchor(&self.candidate, &state.initial, &chosen)?;
         *stats.anchor_loss.get_or_insert(0.0) += f64::from(distance) * f64::from(share);
-        self.anchor_sum.add(&Term::by_name(
-            engine.layout(),
-            share / engine.loss_scale(),
-            |name| engine.anchor_gradient(name),
-        )?);
-        Ok(())
+        self.moving.add_anchor(engine, share / engine.loss_scale())
     }
 
     /// Rows of the anchor's samples: the first of each side of a batch of `pairs` pairs, under their own prompts.
@@ -513,42 +469,6 @@ impl<'a> Stepper<'a> {
             list(&|p| p.id.0),
             list(&|p| u64::from(p.timestep.0)),
         )))
-    }
-}
-
-/// Optimizer, reference and average.
-fn step_on_host(state: &mut State, gradient: &Gradient<'_>, clip: f64, lr: f64, action: Action) {
-    let step = state.step + 1;
-    // In the same pass over memory, where all is in memory.
-    let (follow, then) = match (action, &mut state.reference) {
-        (Action::Move(blend), ReferenceWeights::Resident(reference)) => {
-            let initial = &state.initial;
-            let follow = Follow {
-                reference,
-                initial,
-                blend,
-            };
-            (Some(follow), None)
-        }
-        (Action::Move(blend), ReferenceWeights::Mapped(_)) => (None, Some(blend)),
-        (Action::Keep | Action::Probe(_), _) => (None, None),
-    };
-    state
-        .optimizer
-        .step(&mut state.policy, gradient, clip, lr, follow);
-    if let Some(blend) = then {
-        state.reference.follow(blend, &state.policy, &state.initial, step);
-    }
-    if let Some(average) = &mut state.average {
-        average.follow(&state.policy, step);
-    }
-}
-
-/// θ, wherever it is.
-fn policy<'a>(device: &'a Option<OnDevice>, state: &'a State) -> Weights<'a> {
-    match device {
-        Some(device) => device.policy().into(),
-        None => (&state.policy).into(),
     }
 }
 

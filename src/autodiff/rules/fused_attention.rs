@@ -16,9 +16,17 @@ const LIMIT: usize = 64 << 20;
 
 /// The rule.
 pub(super) fn multi_head_attention(c: &mut Context) -> Result<Gradients> {
+    if (3..c.node.inputs.len()).any(|i| c.view().has(i)) || c.view().int("unidirectional", 0) != 0 {
+        return Err(c.unsupported("a MultiHeadAttention with biases, masks or keys from before"));
+    }
     let heads = c.view().int("num_heads", 1).max(1) as usize;
-    let scale = f64::from(c.view().float("scale", 0.0));
     let [q, k, v, o, d_o] = [c.x(0)?, c.x(1)?, c.x(2)?, c.y0()?, c.dy0()?];
+    // As ONNX Runtime takes it where it is left out or 0.
+    let width = c.shape(0)?[2] / heads;
+    let scale = match c.view().float("scale", 0.0) {
+        0.0 => 1.0 / (width as f64).sqrt(),
+        scale => f64::from(scale),
+    };
     let g = &mut *c.graph;
     let operands = Operands {
         q: heads_apart(g, q, heads)?,

@@ -10,12 +10,18 @@ pub fn infer(v: &View) -> Result<Option<Vec<TensorType>>> {
         return Ok(None);
     }
     // Queries [B,N,H·D], keys [B,M,H·D] and values [B,M,H·Dv].
+    if v.node.outputs.len() > 1 {
+        return Err(v.error("gives keys and values back, which ortdpo does not read"));
+    }
+    let heads = usize::try_from(v.int("num_heads", 0)).unwrap_or(0);
     let (queries, values) = (v.ty(0)?.clone(), v.shape(2)?);
     match (&queries.shape[..], values) {
-        ([batch, rows, _], [_, _, width]) => {
+        ([batch, rows, inner], [_, _, width])
+            if heads > 0 && inner.is_multiple_of(heads) && width.is_multiple_of(heads) =>
+        {
             let shape = vec![*batch, *rows, *width];
             Ok(Some(vec![TensorType::new(queries.dtype, shape)]))
         }
-        _ => Err(v.error("has keys and values in a layout that ortdpo does not write")),
+        _ => Err(v.error("has heads, keys or values in a layout that ortdpo does not read")),
     }
 }

@@ -7,172 +7,31 @@
 //!
 //! Where images are of several sizes there are such sessions for each, over the same weights, which take turns.
 
-use std::path::Path;
+mod options;
+mod runner;
+mod values;
+
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use ndarray::{ArrayViewD, IxDyn};
-
+pub use self::options::EngineOptions;
+pub use self::runner::Weights;
+use self::runner::{Built, Runner, prefixed, scale_input, timestep_tensor};
+pub use self::values::{PairInputs, ReferenceValues, Samples, StepValues};
 use super::graphs::EngineGraphs;
 use crate::autodiff::Recompute;
-use crate::config::runtime::{MixedPrecision, WeightCopies};
+use crate::config::runtime::MixedPrecision;
 use crate::device::{DeviceLayout, DeviceSet, Memory, weights_on_device};
-use crate::diffusion::Timestep;
-use crate::objective::{Needs, Objective};
-use crate::onnx::{Graph, Model};
+use crate::objective::Needs;
+use crate::onnx::Graph;
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::Guidance;
 use crate::pipeline::denoiser::Geometry;
-use crate::pipeline::micro::TIME_IDS;
-use crate::pipeline::network::{map_weights, session_over};
-use crate::runtime::{Binding, ExecutionProvider, Session, SessionOptions, SharedWeights, TensorView};
-use crate::tensor::{DType, Tensor};
-use crate::traingraph::step::{GRADIENT, LOSS_SCALE, POLICY, REFERENCE};
+use crate::pipeline::network::map_weights;
+use crate::runtime::{ExecutionProvider, SessionOptions, SharedWeights};
+use crate::traingraph::step::{POLICY, REFERENCE};
 use crate::traingraph::{Reference, Trainables};
 use crate::{Error, Result};
-
-/// Noised samples with their targets, flat and in the order of the batch.
-#[derive(Debug, Clone, Default)]
-pub struct Samples {
-    /// Height and width of the latents.
-    pub size: [usize; 2],
-    /// x_t, `[N,C,H,W]`.
-    pub noisy: Vec<f32>,
-    /// What the denoiser should predict, `[N,C,H,W]`; with guidance inside the likelihood, what the guided prediction of the
-    /// second half should be, `[N/2,C,H,W]`.
-    pub target: Vec<f32>,
-    /// Timestep of each sample.
-    pub timesteps: Vec<Timestep>,
-    /// Text conditioning, `[N,L,D]`.
-    pub text: Vec<f32>,
-    /// Pooled text embeddings, `[N,P]`; empty where the model has none.
-    pub pooled: Vec<f32>,
-    /// Micro-conditioning of each sample, which only SDXL's denoiser takes.
-    pub time_ids: Vec<[f32; TIME_IDS]>,
-}
-
-/// Per-pair inputs of a step.
-#[derive(Debug, Clone, Default)]
-pub struct PairInputs {
-    /// Loss weights.
-    pub weight: Vec<f32>,
-    /// Reward scales λ(t).
-    pub reward_scale: Vec<f32>,
-    /// 1, or 0.5 for a tie.
-    pub label: Vec<f32>,
-    /// Score of the preferred sample minus that of the rejected one; empty unless the objective needs it.
-    pub score_gap: Vec<f32>,
-    /// κ of each pair's denoising steps; empty unless the samples are such.
-    pub precision: Vec<f32>,
-    /// Errors of the policy that took the steps; empty unless the objective needs them.
-    pub old_errors: Vec<f32>,
-    /// How much better than expected the steps' images are; empty unless the objective needs them.
-    pub advantage: Vec<f32>,
-    /// Means of the objective's batch quantities over the whole optimizer batch; empty if a step is all of it.
-    pub batch_means: Vec<f32>,
-}
-
-/// What the reference gave for a batch of samples; empty where the objective does not need it.
-#[derive(Debug, Clone, Default)]
-pub struct ReferenceValues {
-    /// Errors, one per sample.
-    pub errors: Vec<f32>,
-    /// Predictions, `[N,C,H,W]` flat.
-    pub predictions: Vec<f32>,
-}
-
-/// What a step measured, besides the gradients.
-#[derive(Debug, Clone, Default)]
-pub struct StepValues {
-    /// Mean weighted loss.
-    pub loss: f32,
-    /// Errors of the policy, one per sample.
-    pub errors: Vec<f32>,
-    /// Errors of the reference, one per sample; empty without a reference.
-    pub reference_errors: Vec<f32>,
-    /// Reward signal, one per pair, or one per sample in the order of the batch; empty without a reference.
-    pub reward_signal: Vec<f32>,
-}
-
-/// What is to be built.
-pub struct EngineOptions<'a> {
-    /// The UNet.
-    pub model: &'a Model,
-    /// Sizes; `samples` are the rows of a step.
-    pub geometry: Geometry,
-    /// Further heights and widths of latents that steps are taken on.
-    pub other_sizes: &'a [[usize; 2]],
-    /// Guidance scale inside the likelihood.
-    pub guidance: Option<f64>,
-    /// Pairs of a run.
-    pub pairs: usize,
-    /// Whether a run is a whole optimizer batch.
-    pub whole_batch: bool,
-    /// The objective.
-    pub objective: &'a dyn Objective,
-    /// Where the reference's errors come from.
-    pub reference: Reference,
-    /// Samples of the anchor, if it is on.
-    pub anchor_samples: Option<usize>,
-    /// Whether sessions keep second copies of the weights.
-    pub copies: WeightCopies,
-    /// What backward passes compute again.
-    pub recompute: Recompute,
-    /// What the denoiser is computed in.
-    pub mixed_precision: MixedPrecision,
-    /// Whether gradients stay on the device; not with further sizes of latents.
-    pub gradients_on_device: bool,
-    /// How sessions are built.
-    pub session: SessionOptions,
-}
-
-impl EngineOptions<'_> {
-    /// The same run at another level of recomputation.
-    pub fn recomputing(&self, recompute: Recompute) -> Self {
-        Self {
-            recompute,
-            session: self.session.clone(),
-            ..*self
-        }
-    }
-
-    /// The same run on latents of one of its other sizes.
-    fn sized(&self, size: [usize; 2]) -> Self {
-        Self {
-            geometry: self.geometry.with_latent_size(size),
-            session: self.session.clone(),
-            ..*self
-        }
-    }
-}
-
-/// Weights that sessions compute with, wherever they are.
-#[derive(Clone, Copy)]
-pub enum Weights<'a> {
-    /// In memory, and copied to the device by every run if that is another one.
-    Host(&'a ParamSet),
-    /// On the device.
-    Device(&'a DeviceSet),
-}
-
-impl<'a> From<&'a ParamSet> for Weights<'a> {
-    fn from(set: &'a ParamSet) -> Self {
-        Self::Host(set)
-    }
-}
-
-impl<'a> From<&'a DeviceSet> for Weights<'a> {
-    fn from(set: &'a DeviceSet) -> Self {
-        Self::Device(set)
-    }
-}
-
-/// A session with its buffers.
-struct Runner {
-    session: Session,
-    binding: Binding,
-    geometry: Geometry,
-    timestep_dtype: DType,
-}
 
 /// The sessions for one size of images.
 struct Sessions {
@@ -200,159 +59,6 @@ pub struct Engine {
     /// Where the step's gradients go, if they stay on the device.
     gradients: Option<DeviceSet>,
     session: SessionOptions,
-}
-
-/// What is common to the runners of an engine.
-struct Built<'a> {
-    folder: &'a Path,
-    weights: &'a SharedWeights,
-    session: &'a SessionOptions,
-    takes_turns: bool,
-    gradients: Option<&'a DeviceSet>,
-}
-
-impl Runner {
-    fn new(graph: &Graph, geometry: Geometry, built: &Built) -> Result<Self> {
-        let timestep_dtype = graph.dtype(graph.input("timestep")?);
-        let session = session_over(graph, built.folder, built.weights, built.session)?;
-        let binding = match (built.takes_turns, built.gradients) {
-            (true, _) => Binding::of_turns(&session)?,
-            (false, None) => Binding::new(&session)?,
-            (false, Some(gradients)) => Binding::onto(&session, |output| {
-                let name = output.strip_prefix(GRADIENT);
-                let index = name.and_then(|name| gradients.layout().index_of(name));
-                index.map(|index| gradients.place_of(index)).transpose()
-            })?,
-        };
-        Ok(Self {
-            session,
-            binding,
-            geometry,
-            timestep_dtype,
-        })
-    }
-
-    /// The samples as named inputs. All views of one run have one lifetime: array views are invariant in theirs.
-    fn inputs<'a>(&self, samples: &'a Samples, timesteps: &'a Tensor) -> Vec<(&'a str, TensorView<'a>)> {
-        let n = self.geometry.samples;
-        let [c, h, w] = self.geometry.latent;
-        let [tokens, width] = self.geometry.text;
-        let mut inputs = vec![
-            ("sample", TensorView::f32(&[n, c, h, w], &samples.noisy)),
-            ("timestep", timesteps.into()),
-            (
-                "encoder_hidden_states",
-                TensorView::f32(&[n, tokens, width], &samples.text),
-            ),
-        ];
-        if let Some(added) = self.geometry.added {
-            let pooled = TensorView::f32(&[n, added.pooled], &samples.pooled);
-            inputs.push(("text_embeds", pooled));
-            let ids = samples.time_ids.as_flattened();
-            inputs.push(("time_ids", TensorView::f32(&[n, TIME_IDS], ids)));
-        }
-        inputs
-    }
-
-    /// Values of latents, one behind the other, as a batch.
-    fn latents<'a>(&self, values: &'a [f32]) -> TensorView<'a> {
-        let [c, h, w] = self.geometry.latent;
-        TensorView::f32(&[values.len() / self.geometry.latent_len(), c, h, w], values)
-    }
-
-    /// The samples with their targets as named inputs.
-    fn inputs_with_target<'a>(
-        &self,
-        samples: &'a Samples,
-        timesteps: &'a Tensor,
-    ) -> Vec<(&'a str, TensorView<'a>)> {
-        let mut given = self.inputs(samples, timesteps);
-        given.push(("target", self.latents(&samples.target)));
-        given
-    }
-
-    /// What a step takes beside the trainable tensors.
-    fn step_inputs<'a>(
-        &self,
-        samples: &'a Samples,
-        timesteps: &'a Tensor,
-        reference: &'a ReferenceValues,
-        pairs: &'a PairInputs,
-    ) -> Vec<(&'a str, TensorView<'a>)> {
-        let mut given = self.inputs_with_target(samples, timesteps);
-        let vectors = [
-            ("weight", &pairs.weight),
-            ("reward_scale", &pairs.reward_scale),
-            ("label", &pairs.label),
-            ("score_gap", &pairs.score_gap),
-            ("precision", &pairs.precision),
-            ("old_errors", &pairs.old_errors),
-            ("advantage", &pairs.advantage),
-            ("batch_means", &pairs.batch_means),
-            ("reference_errors", &reference.errors),
-        ];
-        for (name, values) in vectors {
-            if !values.is_empty() {
-                given.push((name, TensorView::f32(&[values.len()], values)));
-            }
-        }
-        if !reference.predictions.is_empty() {
-            given.push(("reference_prediction", self.latents(&reference.predictions)));
-        }
-        given
-    }
-
-    /// Runs on `given` and sets of weights, the tensors of each under its names.
-    fn run<'a>(
-        &mut self,
-        mut given: Vec<(&'a str, TensorView<'a>)>,
-        sets: &[(&'a [String], Weights<'a>)],
-    ) -> Result<()> {
-        let mut on_device = Vec::new();
-        for (names, weights) in sets {
-            match weights {
-                Weights::Host(set) => given.extend(views(names, set)),
-                Weights::Device(set) => {
-                    on_device.extend(names.iter().map(String::as_str).zip(set.tensors()));
-                }
-            }
-        }
-        self.binding.run_beside(&mut self.session, &given, &on_device)
-    }
-
-    fn values(&self, name: &str) -> Result<Vec<f32>> {
-        Ok(self
-            .binding
-            .output(name)?
-            .to_tensor()
-            .into_f32(name)?
-            .into_raw_vec_and_offset()
-            .0)
-    }
-}
-
-fn timestep_tensor(timesteps: &[Timestep], dtype: DType) -> Tensor {
-    let shape = [timesteps.len()];
-    if dtype.is_float() {
-        Tensor::f32(&shape, timesteps.iter().map(|t| t.0 as f32).collect())
-    } else {
-        Tensor::i64(&shape, timesteps.iter().map(|t| i64::from(t.0)).collect())
-    }
-}
-
-/// Views of a parameter set under prefixed names.
-fn views<'a>(names: &'a [String], set: &'a ParamSet) -> impl Iterator<Item = (&'a str, TensorView<'a>)> {
-    names.iter().enumerate().map(|(i, name)| {
-        let view = ArrayViewD::from_shape(IxDyn(set.layout().shape(i)), set.tensor(i));
-        (
-            name.as_str(),
-            TensorView::F32(view.expect("a set's tensors have the shapes of its layout")),
-        )
-    })
-}
-
-fn prefixed(layout: &Layout, prefix: &str) -> Vec<String> {
-    layout.names().iter().map(|n| format!("{prefix}{n}")).collect()
 }
 
 impl Sessions {
@@ -395,6 +101,11 @@ impl Engine {
     ) -> Result<Self> {
         let graphs = EngineGraphs::derive(options, split_shared, &choose)?;
         let mut weights = map_weights(&graphs.denoiser)?;
+        if graphs.model_weights.is_some() {
+            // Trained weights are inputs: of these files, sessions read what is left.
+            let read: HashSet<String> = graphs.all().flat_map(constant_names).collect();
+            weights = weights.subset(|name| read.contains(name));
+        }
         // Others take them as they are in the files, and copy them as they see fit.
         if graphs.session.ep == ExecutionProvider::Cuda {
             weights = weights_on_device(&weights, &graphs.session)?;
@@ -649,7 +360,7 @@ impl Engine {
 
     /// Gradient of the last step's loss for the tensor `name`.
     pub fn gradient(&self, name: &str) -> Option<&[f32]> {
-        gradient_of(&self.sessions[self.current].step, name)
+        self.sessions[self.current].step.gradient(name)
     }
 
     /// Distance of the predictions of `moving` from those of `initial`; gradients via [`Engine::anchor_gradient`].
@@ -668,14 +379,8 @@ impl Engine {
     /// Gradient of the last anchor's distance for the tensor `name`.
     pub fn anchor_gradient(&self, name: &str) -> Option<&[f32]> {
         let anchor = self.sessions[self.current].anchor.as_ref();
-        anchor.and_then(|anchor| gradient_of(anchor, name))
+        anchor.and_then(|anchor| anchor.gradient(name))
     }
-}
-
-/// The scale of the loss as an input, where there is one.
-fn scale_input(scale: &Option<f32>) -> Option<(&'static str, TensorView<'_>)> {
-    let view = |scale| TensorView::f32(&[], std::slice::from_ref(scale));
-    scale.as_ref().map(|scale| (LOSS_SCALE, view(scale)))
 }
 
 /// `mean (a − b)²`.
@@ -684,10 +389,7 @@ pub fn mean_square(a: &[f32], b: &[f32]) -> f32 {
     (sum / a.len() as f64) as f32
 }
 
-/// A gradient in the session's own buffer.
-fn gradient_of<'a>(runner: &'a Runner, name: &str) -> Option<&'a [f32]> {
-    match runner.binding.output(&format!("{GRADIENT}{name}")).ok()? {
-        TensorView::F32(view) => view.to_slice(),
-        _ => None,
-    }
+/// Names of the graph's constants.
+fn constant_names(graph: &Graph) -> impl Iterator<Item = String> {
+    graph.constants.keys().map(|v| graph.name(*v))
 }

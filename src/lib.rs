@@ -16,6 +16,7 @@ pub mod eval;
 pub mod forecast;
 pub mod fsutil;
 pub mod generate;
+pub mod kernels;
 pub mod margin;
 pub mod model_folder;
 pub mod objective;

@@ -15,7 +15,7 @@ use crate::{Error, Result};
 use recompute::Recomputation;
 
 pub use derive::{Derived, Wrt, cotangent_name, derive, gradient_name};
-pub use options::{ConvInputGradient, DeriveOptions, Recompute};
+pub use options::{AttentionGradient, ConvInputGradient, DeriveOptions, Recompute};
 pub use recompute::PART;
 pub use rules::{differentiable_operands, is_differentiable};
 

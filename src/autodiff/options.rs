@@ -8,8 +8,20 @@ use serde::{Deserialize, Serialize};
 pub struct DeriveOptions {
     /// Form of the input gradient of stride-1 convolutions with a constant weight.
     pub conv_input: ConvInputGradient,
+    /// Form of the backward pass of `MultiHeadAttention`.
+    pub attention: AttentionGradient,
     /// What the backward pass computes again.
     pub recompute: Recompute,
+}
+
+/// Form of the backward pass of `MultiHeadAttention`. Neither ever has all scores in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AttentionGradient {
+    /// Standard operators over chunks of the queries, for every execution provider.
+    #[default]
+    Chunks,
+    /// One operator that only sessions on the CPU have, in single precision.
+    Fused,
 }
 
 /// What the backward pass computes again instead of keeping it from the forward pass: memory for time.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::data::Constant;
-use super::graph::{Graph, Node, TensorType, ValueId};
+use super::graph::{ATTENTION_GRADIENT, Graph, Node, TensorType, ValueId};
 use crate::Result;
 
 /// Float constants of up to this many elements are settings, such as the scales of a `Resize`, not weights.
@@ -41,6 +41,8 @@ impl Graph {
             "ConvTranspose" => len(x) * len(w?) / self.shape(w?)[0] as f64,
             // Queries by keys, and shares by values.
             "MultiHeadAttention" => 2.0 * len(x) * *self.shape(w?).get(1)? as f64,
+            // Scores and the gradients of shares, queries, keys and values.
+            ATTENTION_GRADIENT => 5.0 * len(x) * *self.shape(w?).get(1)? as f64,
             "MatMul" => len(y) * *self.shape(x).last()? as f64,
             "Gemm" => {
                 let inner = if node.attrs.get_int("transA", 0) != 0 {

@@ -40,7 +40,7 @@ pub use attr::{Attr, Attrs};
 pub use cost::{Work, weight_bytes};
 pub use data::{Constant, TensorData};
 pub use dims::Dims;
-pub use graph::{Graph, MICROSOFT, Node, TensorType, ValueId};
+pub use graph::{ATTENTION_GRADIENT, Graph, MICROSOFT, Node, ORTDPO, TensorType, ValueId};
 pub use groups::expand_group_norms;
 pub use liveness::BufferEvent;
 pub use location::check_files;

@@ -16,6 +16,7 @@ mod environment;
 mod failure;
 mod library;
 mod memory_reuse;
+mod operators;
 mod options;
 mod placement;
 mod provider;

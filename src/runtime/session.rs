@@ -13,8 +13,8 @@ use super::failure::failure;
 use super::placement::Placed;
 use super::value::{TensorView, dtype_of, view};
 use super::{
-    Arena, ExecutionProvider, OptLevel, SessionOptions, SharedWeights, environment, memory_reuse, placement,
-    require,
+    Arena, ExecutionProvider, OptLevel, SessionOptions, SharedWeights, environment, memory_reuse, operators,
+    placement, require,
 };
 use crate::tensor::{DType, Tensor};
 use crate::{Error, Result};
@@ -413,6 +413,9 @@ fn configure(builder: ort::Result<SessionBuilder>, options: &SessionOptions) -> 
         .with_memory_pattern(options.memory_pattern)?
         .with_deterministic_compute(options.deterministic)?
         .with_execution_providers(options.ep.dispatches())?;
+    if options.ep == ExecutionProvider::Cpu {
+        builder = operators::add_to(builder)?;
+    }
     if options.only_on_cpu.is_some() {
         builder = placement::record(builder)?;
     }

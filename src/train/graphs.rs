@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::engine::EngineOptions;
 use super::weights::weights_of;
-use crate::autodiff::{ConvInputGradient, DeriveOptions, Recompute};
+use crate::autodiff::{AttentionGradient, ConvInputGradient, DeriveOptions, Recompute};
 use crate::config::runtime::MixedPrecision;
 use crate::onnx::{Graph, Model, expand_group_norms, halves};
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::denoiser::{self, Geometry};
 use crate::pipeline::weight_copies;
-use crate::runtime::SessionOptions;
+use crate::runtime::{ExecutionProvider, SessionOptions};
 use crate::tensor::DType;
 use crate::traingraph::{
     AnchorGraph, BatchGraph, ErrorGraph, StepGraph, StepShape, Trainables, attention, borders,
@@ -82,6 +82,10 @@ impl EngineGraphs {
             conv_input: match copies {
                 true => ConvInputGradient::Flipped,
                 false => ConvInputGradient::Transpose,
+            },
+            attention: match ep {
+                ExecutionProvider::Cpu => AttentionGradient::Fused,
+                _ => AttentionGradient::Chunks,
             },
             recompute: options.recompute,
         };

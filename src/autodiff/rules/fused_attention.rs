@@ -4,11 +4,14 @@
 //! The operator keeps no probabilities and never has all scores in memory; nor does this backward pass. For a chunk of the
 //! queries at a time (Dao et al. 2022, FlashAttention, appendix B.2):
 //! `P = softmax(s·Q·Kᵀ)`, `dV += Pᵀ·dO`, `dS = P ∘ (dO·Vᵀ − Σ dO∘O)`, `dQ = s·dS·K`, `dK += s·dSᵀ·Q`.
+//!
+//! On the CPU one operator does the same ([`crate::kernels`]), several times as fast; the two are held to each other here.
 
 use super::attention::heads_apart;
 use super::{Context, Gradients};
 use crate::Result;
-use crate::onnx::{Attrs, Graph, Token, ValueId};
+use crate::autodiff::AttentionGradient;
+use crate::onnx::{ATTENTION_GRADIENT, Attrs, Graph, Node, ORTDPO, Token, ValueId};
 use crate::tensor::DType;
 
 /// Bytes of a chunk's scores in single precision. A matrix of all queries by all keys may be larger only for one query.
@@ -28,6 +31,9 @@ pub(super) fn multi_head_attention(c: &mut Context) -> Result<Gradients> {
         scale => f64::from(scale),
     };
     let g = &mut *c.graph;
+    if c.options.attention == AttentionGradient::Fused && g.dtype(q) == DType::F32 {
+        return one_operator(g, [q, k, v, o, d_o], heads, scale);
+    }
     let operands = Operands {
         q: heads_apart(g, q, heads)?,
         k: heads_apart(g, k, heads)?,
@@ -46,6 +52,23 @@ pub(super) fn multi_head_attention(c: &mut Context) -> Result<Gradients> {
             g.reshape(rows, &shape).map(Some)
         })
         .collect()
+}
+
+/// The operator that sessions on the CPU have for it.
+fn one_operator(g: &mut Graph, operands: [ValueId; 5], heads: usize, scale: f64) -> Result<Gradients> {
+    g.other_opsets.insert(ORTDPO.to_owned(), 1);
+    let node = Node {
+        op: ATTENTION_GRADIENT.to_owned(),
+        domain: ORTDPO.to_owned(),
+        name: String::new(),
+        inputs: operands.map(Some).to_vec(),
+        outputs: Vec::new(),
+        attrs: Attrs::new()
+            .int("num_heads", heads as i64)
+            .float("scale", scale as f32),
+        metadata: Vec::new(),
+    };
+    g.add_node(node, &[Some(""); 3])
 }
 
 /// All with heads apart.
@@ -140,7 +163,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::onnx::{TensorType, validate};
+    use crate::autodiff::{DeriveOptions, gradients_with};
+    use crate::onnx::{MICROSOFT, TensorType, validate};
     use crate::pipeline::network::{map_weights, session_over};
     use crate::runtime::{SessionOptions, TensorView};
 
@@ -206,6 +230,110 @@ mod tests {
             for (f, w) in found.iter().zip(wanted) {
                 assert!((f - w).abs() < 1e-5, "{f} {w}");
             }
+        }
+    }
+
+    /// `dQ`, `dK`, `dV` of the operator itself, 3 heads, with gradients of that form.
+    fn of_operator(attention: AttentionGradient, scale: Option<f32>) -> (Graph, Vec<Vec<f32>>) {
+        let mut g = Graph::new("attention", 17);
+        g.other_opsets.insert(MICROSOFT.to_owned(), 1);
+        let inputs = [
+            ("q", [2, 150, 12]),
+            ("k", [2, 19, 12]),
+            ("v", [2, 19, 6]),
+            ("dy", [2, 150, 6]),
+        ];
+        let [q, k, v, dy] = inputs.map(|(name, shape)| g.add_input(name, TensorType::new(DType::F32, shape)));
+        let attrs = Attrs::new().int("num_heads", 3);
+        let node = Node {
+            op: "MultiHeadAttention".to_owned(),
+            domain: MICROSOFT.to_owned(),
+            name: String::new(),
+            inputs: vec![Some(q), Some(k), Some(v)],
+            outputs: Vec::new(),
+            attrs: scale.map_or(attrs.clone(), |scale| attrs.float("scale", scale)),
+            metadata: Vec::new(),
+        };
+        let y = g.add_node(node, &[Some("y")]).unwrap()[0].unwrap();
+        let options = DeriveOptions {
+            attention,
+            ..DeriveOptions::default()
+        };
+        let found = gradients_with(&mut g, &[(y, dy)], &[q, k, v], options).unwrap();
+        for (value, name) in found.into_iter().zip(["dq", "dk", "dv"]) {
+            let value = g.as_output(value.unwrap(), name).unwrap();
+            g.outputs.push(value);
+        }
+        validate(&g).unwrap();
+        let values = inputs.map(|(name, shape)| {
+            let seed = 0.3 + f32::from(name.as_bytes()[0]) / 50.0;
+            let len = shape.iter().product::<usize>();
+            (0..len).map(|i| (i as f32 * seed).sin()).collect::<Vec<f32>>()
+        });
+        let weights = map_weights(&g).unwrap();
+        let mut session = session_over(&g, Path::new("."), &weights, &SessionOptions::default()).unwrap();
+        let given: Vec<_> = inputs
+            .iter()
+            .zip(&values)
+            .map(|((name, shape), values)| (*name, TensorView::f32(shape, values)))
+            .collect();
+        let mut outputs = session.run(&given).unwrap();
+        let made = ["dq", "dk", "dv"].map(|name| {
+            let tensor = outputs.take(name).unwrap().into_f32(name).unwrap();
+            tensor.into_raw_vec_and_offset().0
+        });
+        (g, made.into())
+    }
+
+    #[test]
+    fn one_operator_gives_what_standard_ones_give() {
+        // ONNX Runtime's default is one over the root of a head's width, which is 4 here.
+        for scale in [Some(0.8), Some(0.5), None] {
+            let (chunks, wanted) = of_operator(AttentionGradient::Chunks, scale);
+            let (fused, found) = of_operator(AttentionGradient::Fused, scale);
+            let has = |g: &Graph, op: &str| g.nodes.iter().any(|n| n.op == op);
+            assert!(has(&fused, ATTENTION_GRADIENT) && !has(&fused, "Softmax"));
+            assert!(!has(&chunks, ATTENTION_GRADIENT) && has(&chunks, "Softmax"));
+            for (found, wanted) in found.iter().flatten().zip(wanted.iter().flatten()) {
+                assert!((found - wanted).abs() < 1e-5, "{found} {wanted}");
+            }
+        }
+        let [half, default] = [Some(0.5), None].map(|s| of_operator(AttentionGradient::Chunks, s).1);
+        assert_eq!(half, default);
+    }
+
+    #[test]
+    fn what_the_rule_does_not_know_is_refused() {
+        let derive = |extra: bool, unidirectional: i64| {
+            let mut g = Graph::new("attention", 17);
+            let ty = |shape: &[usize]| TensorType::new(DType::F32, shape.to_vec());
+            let x = g.add_input("x", ty(&[1, 4, 6]));
+            let bias = g.add_input("bias", ty(&[18]));
+            let node = Node {
+                op: "MultiHeadAttention".to_owned(),
+                domain: MICROSOFT.to_owned(),
+                name: String::new(),
+                inputs: [Some(x), Some(x), Some(x)]
+                    .into_iter()
+                    .chain(extra.then_some(Some(bias)))
+                    .collect(),
+                outputs: Vec::new(),
+                attrs: Attrs::new()
+                    .int("num_heads", 3)
+                    .int("unidirectional", unidirectional),
+                metadata: Vec::new(),
+            };
+            let y = g.add_node(node, &[Some("y")]).unwrap()[0].unwrap();
+            gradients_with(&mut g, &[(y, x)], &[x], DeriveOptions::default()).map(drop)
+        };
+        derive(false, 0).unwrap();
+        for refused in [derive(true, 0), derive(false, 1)] {
+            assert!(
+                refused
+                    .unwrap_err()
+                    .to_string()
+                    .contains("MultiHeadAttention with biases")
+            );
         }
     }
 }

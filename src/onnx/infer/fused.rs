@@ -1,7 +1,7 @@
-//! Operators of ONNX Runtime's own domain that ortdpo writes.
+//! Operators beside the standard ones that ortdpo writes: of ONNX Runtime's own domain, and of ours.
 
 use crate::Result;
-use crate::onnx::graph::TensorType;
+use crate::onnx::graph::{ATTENTION_GRADIENT, TensorType};
 use crate::onnx::view::View;
 
 /// Types of the outputs, if it is one of them.
@@ -24,4 +24,13 @@ pub fn infer(v: &View) -> Result<Option<Vec<TensorType>>> {
         }
         _ => Err(v.error("has heads, keys or values in a layout that ortdpo does not read")),
     }
+}
+
+/// Types of the outputs of an operator of ortdpo's own.
+pub fn infer_own(v: &View) -> Result<Option<Vec<TensorType>>> {
+    if v.node.op != ATTENTION_GRADIENT {
+        return Ok(None);
+    }
+    let types = [v.ty(0)?, v.ty(1)?, v.ty(2)?];
+    Ok(Some(types.map(TensorType::clone).to_vec()))
 }

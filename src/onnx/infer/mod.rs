@@ -14,7 +14,7 @@ mod resample;
 
 pub use arrange::transpose_perm;
 
-use super::graph::{Graph, MICROSOFT, Node, TensorType};
+use super::graph::{Graph, MICROSOFT, Node, ORTDPO, TensorType};
 use super::view::View;
 use crate::{Error, Result};
 
@@ -24,6 +24,7 @@ pub fn infer(graph: &Graph, node: &Node, outputs: usize) -> Result<Vec<TensorTyp
     let found = match node.domain.as_str() {
         "" | "ai.onnx" => standard(&view, outputs)?,
         MICROSOFT => fused::infer(&view)?,
+        ORTDPO => fused::infer_own(&view)?,
         _ => None,
     };
     let types = found.ok_or_else(|| unknown(graph, node))?;

@@ -19,18 +19,44 @@ EXTERNAL = 1024  # bytes above which a tensor is a weight that lies in the data 
 TOLERANCE = {False: 2e-4, True: 2e-2}  # of the largest value, in fp32 and fp16
 
 
+class Mismatch(Exception):
+    """A part's file does not give what PyTorch gives in float32."""
+
+
 def write_part(part: Part, output: Path, opset: int, half: bool) -> None:
     """Export, check and write a part; nothing is left where the check fails."""
-    folder = output / part.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad():
-        expected = part.module(*part.inputs.values())
-    expected = expected if isinstance(expected, (tuple, list)) else (expected,)
-    expected = [value.float().numpy() for value in expected]
+    expected = run(part)
     if half:
         part.module.half()
         part.inputs = {name: to_half(value) for name, value in part.inputs.items()}
-    with tempfile.TemporaryDirectory(dir=output) as scratch:
+        # ONNX Runtime computes in float32 between half-precision tensors on the CPU, where a GPU would overflow.
+        found = {"nan" if np.isnan(value).any() else "inf" for value in run(part) if not np.isfinite(value).all()}
+        if found:
+            raise Mismatch(f"overflows in half precision ({max(found)})")
+    folder = output / part.folder
+    folder.mkdir()
+    try:
+        export(part, folder, opset)
+        check(part, folder, expected, half)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+def run(part: Part) -> list[np.ndarray]:
+    """What PyTorch gives for the part's inputs."""
+    with torch.no_grad():
+        values = part.module(*part.inputs.values())
+    return [value.float().numpy() for value in (values if isinstance(values, (tuple, list)) else (values,))]
+
+
+def to_half(value: torch.Tensor) -> torch.Tensor:
+    return value.half() if value.is_floating_point() else value
+
+
+def export(part: Part, folder: Path, opset: int) -> None:
+    """Write `model.onnx`, its weights and `config.json`."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch) / "model.onnx"
         with torch.no_grad():
             torch.onnx.export(
@@ -45,11 +71,6 @@ def write_part(part: Part, output: Path, opset: int, half: bool) -> None:
             )
         consolidate(path, folder / "model.onnx")
     (folder / "config.json").write_text(json.dumps(part.config, indent=2) + "\n")
-    check(part, folder, expected, half)
-
-
-def to_half(value: torch.Tensor) -> torch.Tensor:
-    return value.half() if value.is_floating_point() else value
 
 
 def check(part: Part, folder: Path, expected: list[np.ndarray], half: bool) -> None:
@@ -60,11 +81,8 @@ def check(part: Part, folder: Path, expected: list[np.ndarray], half: bool) -> N
     for name, a, b in zip(part.outputs, found, expected, strict=True):
         error = float(np.abs(a.astype(np.float32) - b).max() / np.abs(b).max())
         if not error < TOLERANCE[half]:
-            shutil.rmtree(folder)
-            raise SystemExit(
-                f"export_sd.py: {part.folder}: {name} differs from PyTorch by {error:.1e} of its largest value"
-                + ("; export it without --fp16" if half else "")
-            )
+            precision = " in half precision" if half else ""
+            raise Mismatch(f"{name} differs from PyTorch by {error:.1e} of its largest value{precision}")
         worst = max(worst, error)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{part.folder}: {size / 1e9:.2f} GB, differs from PyTorch by at most {worst:.1e}", flush=True)

@@ -21,8 +21,10 @@ here; what is computed again is not in it. `--recompute` takes ortdpo through se
 more warm-up: its first steps compile.
 
 With `--device cuda`, PyTorch keeps the base in bfloat16 and adapters in float32 under autocast, and ortdpo runs
-`--ep cuda --fp16` on folders that were exported with `--fp16`. Memory is then the device's, as nvidia-smi gives it for the
-process while it runs, and the floor is that of a bfloat16 product of 8192³.
+`--ep cuda --fp16` on folders that were exported with `--fp16`. The floor is that of a bfloat16 product of 8192³. Memory
+is then the device's: what is in use on the device at most while the process runs, less what was in use before, so that
+nothing else may run there. nvidia-smi tells it every 20 ms, or CUDA where nvidia-smi does not (in a MIG slice); where
+neither does, it is `-`. PyTorch's is the most that its allocator reserved, and its context.
 
 ortdpo's side is `ortdpo bench --model DIR --pairs N --latent HxW --rank 8 --steps K --threads T --format json`, which
 prints `load_seconds`, `step_seconds` (a list), `peak_rss_mb` and `anonymous_mb`, with `--recompute LEVEL`.
@@ -32,6 +34,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -39,6 +42,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +56,7 @@ WARM_UP = 2
 LEVELS = ["none", "norm-attention", "block"]
 CHECKPOINTED = "torch, checkpointing"
 COMPILED = "torch, compiled"
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,8 @@ def measure_torch(case: Case, options: argparse.Namespace) -> dict:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("bench_step.py: --device cuda: PyTorch sees no GPU. Check its build and CUDA_VISIBLE_DEVICES.")
     torch.set_num_threads(options.threads)
     import diffusers  # noqa: F401  before the clock starts
     import peft  # noqa: F401
@@ -215,6 +221,9 @@ def measure_torch(case: Case, options: argparse.Namespace) -> dict:
         report["last_loss"] = stepper.step()
         report["step_seconds"].append(time.perf_counter() - started)
     report["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    if stepper.on_gpu and options.used_before is not None and (used := device_used()) is not None:
+        context = used - torch.cuda.memory_reserved() / 1e6 - options.used_before
+        report["peak_device_mb"] = torch.cuda.max_memory_reserved() / 1e6 + max(context, 0.0)
     if options.count_flops:
         with FlopCounterMode(display=False) as counter:
             stepper.step()
@@ -240,35 +249,109 @@ def matmul_rate(device, repeats: int = 12) -> float:
     return 2 * size**3 / best
 
 
+# --- memory of the device -------------------------------------------------------------------------------------------
+
+
+def smi_command() -> list[str]:
+    """Asks nvidia-smi about the GPU that CUDA takes first."""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+    return ["nvidia-smi", "-i", gpu, "--query-gpu=mig.mode.current,memory.used", "--format=csv,noheader,nounits"]
+
+
+def parse_used(row: str) -> float | None:
+    """MB in use, from a row of nvidia-smi; it speaks of the whole GPU where a process has a MIG slice of it."""
+    mode, _, mebibytes = row.partition(",")
+    try:
+        return None if mode.strip() == "Enabled" else float(mebibytes) * 2**20 / 1e6
+    except ValueError:  # [N/A], [Insufficient Permissions], No devices were found
+        return None
+
+
+def used_by_smi() -> float | None:
+    try:
+        return parse_used(subprocess.run(smi_command(), capture_output=True, text=True, timeout=60).stdout.strip())
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def used_by_cuda() -> float | None:
+    """As CUDA tells it, which takes a context on the device."""
+    import torch
+
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except (RuntimeError, AssertionError):  # no GPU, a driver that is too old, PyTorch without CUDA
+        return None
+    return (total - free) / 1e6
+
+
+def device_used() -> float | None:
+    """MB in use on the device by all processes, where that can be known."""
+    used = used_by_smi()
+    return used_by_cuda() if used is None else used
+
+
+class DeviceMemory:
+    """Watches what a process takes of the device, from before it starts until it has ended."""
+
+    def __enter__(self) -> DeviceMemory:
+        self.by_smi = used_by_smi() is not None
+        self.before = device_used()
+        self.most, self.done, self.smi = self.before, threading.Event(), None
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        if self.by_smi:
+            command = [*smi_command(), f"--loop-ms={POLL_SECONDS * 1000:.0f}"]
+            self.smi = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        if self.before is not None:
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.done.set()
+        if self.smi:
+            self.smi.terminate()
+        if self.before is not None:
+            self.thread.join()
+        if self.smi:
+            self.smi.wait()
+
+    def _readings(self) -> Iterator[float | None]:
+        if self.smi:
+            yield from map(parse_used, self.smi.stdout)
+            return
+        while not self.done.wait(POLL_SECONDS):
+            yield used_by_cuda()
+
+    def _watch(self) -> None:
+        for used in self._readings():
+            self.most = max(self.most, used or 0.0)
+
+    @property
+    def taken(self) -> float | None:
+        """The most MB at a time; nothing where no change was seen, as on another GPU than the process's."""
+        return self.most - self.before or None if self.before is not None else None
+
+
 # --- the parent: takes turns and reports ----------------------------------------------------------------------------
 
 
 def run_json(command: list[str], device: str) -> dict:
-    """Run a command and parse the JSON object that is its last line (or all) of output; with the device's peak memory."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peak, done = [0.0], threading.Event()
-    watcher = threading.Thread(target=watch_memory, args=(process.pid, peak, done))
-    if device == "cuda":
-        watcher.start()
-    output, _ = process.communicate()
-    done.set()
-    if device == "cuda":
-        watcher.join()
-    if process.returncode != 0:
-        sys.exit(f"bench_step.py: `{' '.join(command)}` failed with exit code {process.returncode}")
-    report = json.loads(output[output.index("{") :])
-    if device == "cuda":
-        report["peak_device_mb"] = peak[0]
-    return report
+    """Run a command and parse the JSON object that its output ends in; with the device's peak memory, or None."""
+    if device == "cpu":
+        return parse_report(command, subprocess.run(command, stdout=subprocess.PIPE, text=True))
+    # Numbers of GPUs then mean the same to CUDA as to nvidia-smi.
+    environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
+    with DeviceMemory() as memory:
+        if "--worker" in command and memory.before is not None:
+            command = [*command, "--used-before", str(memory.before)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
+    return {"peak_device_mb": memory.taken, **parse_report(command, done)}
 
 
-def watch_memory(pid: int, peak: list[float], done: threading.Event) -> None:
-    """Keep the most device memory that nvidia-smi shows for a process, in MB, until `done`."""
-    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    while not done.wait(POLL_SECONDS):
-        rows = subprocess.run(query, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-        used = [float(mib) for owner, mib in (row.split(",") for row in rows) if int(owner) == pid]
-        peak[0] = max(peak[0], sum(used) * 2**20 / 1e6)
+def parse_report(command: list[str], done: subprocess.CompletedProcess) -> dict:
+    if done.returncode != 0:
+        sys.exit(f"bench_step.py: `{' '.join(command)}` failed with exit code {done.returncode}")
+    return json.loads(done.stdout[done.stdout.index("{") :])
 
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, list[dict]]:
@@ -294,15 +377,21 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, list[dict]]:
 
 
 def summarise(reports: list[dict]) -> dict:
-    """Median steady step, median load time, largest memory: the device's where that was watched."""
+    """Median steady step, median load time, largest memory: the device's, where one was watched, or else the host's."""
     steady = [seconds for report in reports for seconds in report["step_seconds"][WARM_UP:]]
+    on_device = "peak_device_mb" in reports[0]
+    peaks = [report["peak_device_mb" if on_device else "peak_rss_mb"] for report in reports]
     return {
         "step_seconds": statistics.median(steady),
         "load_seconds": statistics.median(report["load_seconds"] for report in reports),
-        "peak_mb": max(report.get("peak_device_mb", report["peak_rss_mb"]) for report in reports),
-        "anonymous_mb": max(report.get("anonymous_mb") or 0 for report in reports) or None,
+        "peak_mb": max((peak for peak in peaks if peak), default=None),
+        "anonymous_mb": None if on_device else max(report.get("anonymous_mb") or 0 for report in reports) or None,
         "steps": len(steady),
     }
+
+
+def cell(value: float | None, width: int, digits: int = 0) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
 
 
 def describe(case: Case, reports: dict[str, list[dict]]) -> dict:
@@ -310,17 +399,18 @@ def describe(case: Case, reports: dict[str, list[dict]]) -> dict:
     result = {side: summarise(of_side) for side, of_side in reports.items() if of_side}
     counted = reports["torch"][0]
     rate, flops = counted["matmul_flops_per_second"], counted["flops"]
-    result["floor_seconds"], result["flops"], result["matmul_flops_per_second"] = flops / rate, flops, rate
+    peak = "GPU MB" if "peak_device_mb" in counted else "peak MB"
     print(f"\n{case.name}: {case.pairs} pairs of {case.height}x{case.width} latents, rank {RANK}")
-    print(f"  {'':24}{'s/step':>9}{'load s':>9}{'peak MB':>10}{'no file':>10}{'steps':>7}{'time':>8}{'memory':>8}")
+    print(f"  {'':24}{'s/step':>9}{'load s':>9}{peak:>10}{'no file':>10}{'steps':>7}{'time':>8}{'memory':>8}")
     for side, figures in result.items():
-        if isinstance(figures, dict):
-            ratios = [figures[key] / result["torch"][key] for key in ("step_seconds", "peak_mb")]
-            anonymous = f"{figures['anonymous_mb']:.0f}" if figures["anonymous_mb"] else "-"
-            print(
-                f"  {side:24}{figures['step_seconds']:9.3f}{figures['load_seconds']:9.1f}"
-                f"{figures['peak_mb']:10.0f}{anonymous:>10}{figures['steps']:7}{ratios[0]:8.2f}{ratios[1]:8.2f}"
-            )
+        both = figures["peak_mb"] and result["torch"]["peak_mb"]
+        print(
+            f"  {side:24}{figures['step_seconds']:9.3f}{figures['load_seconds']:9.1f}"
+            f"{cell(figures['peak_mb'], 10)}{cell(figures['anonymous_mb'], 10)}{figures['steps']:7}"
+            f"{figures['step_seconds'] / result['torch']['step_seconds']:8.2f}"
+            f"{cell(figures['peak_mb'] / result['torch']['peak_mb'] if both else None, 8, 2)}"
+        )
+    result["floor_seconds"], result["flops"], result["matmul_flops_per_second"] = flops / rate, flops, rate
     print(f"  floor {flops / rate:.3f} s: {flops / 1e12:.3f} TFLOP at {rate / 1e9:.0f} GFLOP/s", flush=True)
     return result
 
@@ -350,9 +440,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--count-flops", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--used-before", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.steps <= WARM_UP:
         parser.error(f"--steps must be above {WARM_UP}")
+    if options.ortdpo and not options.ortdpo.is_file():
+        parser.error(f"--ortdpo: {options.ortdpo}: there is no such file")
 
     if options.worker:
         warnings.simplefilter("ignore")

@@ -7,10 +7,10 @@ PAIRS ?= runs/pairs
 PICTURES = --model models/tiny-sd --prompts runs/pictures/prompts.txt --batch 16
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo pairs test fmt lint bench clean
+.PHONY: help setup build demo pairs test placement fmt lint bench clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## fetch what is not in the repository: ONNX Runtime, ONNX's operator tests
 	@PYTHON=$(PYTHON) scripts/setup
@@ -40,6 +40,12 @@ test: setup ## formatting, lints and all tests
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) test --locked
+
+# ONNX Runtime decides which operator runs where when a session is made; libraries that answer for NVIDIA's are enough for that.
+placement: ## whether training steps would be wholly on CUDA; fetches ONNX Runtime for CUDA, needs 16 GB of memory but no GPU
+	PYTHON=$(PYTHON) scripts/setup --cuda --dir .ort/cuda
+	$(PYTHON) scripts/pretend_gpu.py target/pretended --ort .ort/cuda
+	. target/pretended/env && $(CARGO) test --locked --test cuda_placement -- --ignored --test-threads 1
 
 fmt: ## format the source
 	$(CARGO) fmt

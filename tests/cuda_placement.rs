@@ -2,7 +2,7 @@
 //! no operator to the CPU. It decides that when a session is made, for which no GPU is needed, only its libraries:
 //!
 //! ```text
-//! scripts/pretend_gpu.py pretended && . pretended/env && cargo test --test cuda_placement -- --ignored
+//! make placement
 //! ```
 
 mod common;
@@ -35,6 +35,15 @@ const TINY: Inputs = Inputs {
     latent: [4, 8, 8],
     text: [5, 6],
     added: None,
+};
+
+const TINY_XL: Inputs = Inputs {
+    latent: [4, 8, 8],
+    text: [5, 6],
+    added: Some(Added {
+        pooled: 10,
+        size: [64, 64],
+    }),
 };
 
 /// On the device and nowhere else.
@@ -112,17 +121,20 @@ fn steps_of_every_export_are_wholly_on_the_gpu() {
     for entry in std::fs::read_dir(fixtures().join("exports")).unwrap() {
         let file = entry.unwrap().path();
         let name = file.file_name().unwrap().to_str().unwrap();
-        if !(name.starts_with("unet_sd15-") && name.ends_with(".onnx")) {
-            continue;
-        }
+        let inputs = match name.split('-').next() {
+            _ if !name.ends_with(".onnx") => continue,
+            Some("unet_sd15") => TINY,
+            Some("unet_sdxl") => TINY_XL,
+            _ => continue,
+        };
         for recompute in [Recompute::None, Recompute::NormAttention, Recompute::Block] {
             for full in [false, true] {
-                place(&file, TINY, recompute, MixedPrecision::No, full);
+                place(&file, inputs, recompute, MixedPrecision::No, full);
             }
         }
         exports += 1;
     }
-    assert!(exports > 5, "only {exports} exports");
+    assert!(exports > 8, "only {exports} exports");
 }
 
 #[test]
@@ -146,14 +158,23 @@ fn steps_of_the_real_architectures_are_wholly_on_the_gpu() {
         text: [77, 768],
         added: None,
     };
-    for export in ["sd15-legacy17", "sd15-dynamo20"] {
+    let sdxl = Inputs {
+        latent: [4, 128, 128],
+        text: [77, 2048],
+        added: Some(Added {
+            pooled: 1280,
+            size: [1024, 1024],
+        }),
+    };
+    for (export, inputs) in [
+        ("sd15-legacy17", sd15),
+        ("sd15-dynamo20", sd15),
+        ("sdxl-legacy17", sdxl),
+        ("sdxl-dynamo20", sdxl),
+    ] {
         let structure = Structure::unpack(export);
-        place(
-            &structure.model(),
-            sd15,
-            Recompute::Block,
-            MixedPrecision::No,
-            false,
-        );
+        for recompute in [Recompute::NormAttention, Recompute::Block] {
+            place(&structure.model(), inputs, recompute, MixedPrecision::No, false);
+        }
     }
 }

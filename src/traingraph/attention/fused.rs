@@ -1,9 +1,9 @@
 //! Attention as one operator: ONNX Runtime's `MultiHeadAttention`, which goes over keys in blocks and never
 //! has the matrix of all queries by all keys in memory.
 
-use super::pattern::{Attention, find};
+use super::pattern::{Attention, Search, find};
 use crate::Result;
-use crate::onnx::{Attrs, Graph, MICROSOFT, Node, ValueId};
+use crate::onnx::{Attrs, Graph, MICROSOFT, Node, ValueId, View};
 use crate::runtime::ExecutionProvider;
 
 /// Whether an execution provider has the operator.
@@ -23,62 +23,129 @@ pub fn fused_for(graph: Graph, ep: ExecutionProvider) -> Result<Graph> {
     }
 }
 
-/// `graph` with one operator for every attention of several heads, `[B,H,N,D]`.
+/// `graph` with one operator for every attention of several heads.
 ///
 /// # Errors
 /// None that a caller can cause.
 pub fn fused(mut graph: Graph) -> Result<Graph> {
     // From the end, so that positions before stay what they are.
-    for attention in find(&graph).into_iter().rev() {
-        if let Some(scale) = attention.scale.filter(|_| has_heads(&graph, &attention)) {
-            attention.replace(&mut graph, |graph| one_operator(graph, &attention, scale))?;
-            graph.other_opsets.insert(MICROSOFT.to_owned(), 1);
-        }
+    for mut attention in find(&graph).into_iter().rev() {
+        let Some(heads) = Heads::of(&graph, &mut attention) else {
+            continue;
+        };
+        attention.replace(&mut graph, |graph| heads.one_operator(graph))?;
+        graph.other_opsets.insert(MICROSOFT.to_owned(), 1);
     }
     Ok(graph)
 }
 
-/// Whether all three are of one type, and have the same heads.
-fn has_heads(graph: &Graph, attention: &Attention) -> bool {
-    let given = [attention.queries, attention.keys, attention.values];
-    let dtype = graph.dtype(attention.queries);
-    let heads = |v: ValueId| (graph.rank(v) == 4).then(|| graph.shape(v)[..2].to_vec());
-    let first = heads(attention.queries);
-    first.is_some()
-        && given
-            .iter()
-            .all(|v| graph.dtype(*v) == dtype && heads(*v) == first)
+/// An operand with heads apart.
+#[derive(Clone, Copy)]
+struct Operand {
+    value: ValueId,
+    /// `[B,H,D,N]`, not `[B,H,N,D]`.
+    is_transposed: bool,
 }
 
-fn one_operator(graph: &mut Graph, attention: &Attention, scale: f64) -> Result<ValueId> {
-    let [batch, heads, queries, width] = graph.shape(attention.queries)[..] else {
-        unreachable!("only attention of several heads is fused")
-    };
-    // Heads side by side for all three: with heads in front, ONNX Runtime's CPU kernel makes the whole matrix after all.
-    let rows = graph.transpose(attention.queries, &[0, 2, 1, 3])?;
-    let rows = graph.reshape(rows, &[batch, queries, heads * width])?;
-    let [keys, values] =
-        [(attention.keys, [0, 3, 1, 2]), (attention.values, [0, 2, 1, 3])].map(|(v, perm)| {
-            let v = graph.transpose(v, &perm)?;
+/// The operands of an attention of several heads.
+struct Heads {
+    queries: Operand,
+    keys: Operand,
+    values: Operand,
+    scale: f64,
+}
+
+impl Heads {
+    /// Those of `attention`, if it has heads, multiplies by a number only, and all operands are of one type. Where heads and
+    /// samples are one dimension, the reshape that takes the result apart again becomes part of `attention`.
+    fn of(graph: &Graph, attention: &mut Attention) -> Option<Self> {
+        let search = Search::new(graph);
+        let found = Self {
+            queries: apart(graph, &search, attention.queries, false)?,
+            keys: apart(graph, &search, attention.keys, true)?,
+            values: apart(graph, &search, attention.values, false)?,
+            scale: attention.scale?,
+        };
+        let all = [found.queries, found.keys, found.values].map(|o| o.value);
+        let kind = |v: ValueId| (graph.dtype(v), graph.shape(v)[..2].to_vec());
+        if all.iter().any(|v| kind(*v) != kind(all[0])) {
+            return None;
+        }
+        if graph.rank(attention.queries) == 3 {
+            let last = *attention.nodes.last()?;
+            let result = graph.nodes[last].output(0)?;
+            let reader = search.only_reader(result)?;
+            let shape = graph.shape(graph.nodes[reader].output(0)?);
+            let is_apart =
+                graph.nodes[reader].op == "Reshape" && shape.len() == 4 && shape[..2] == kind(all[0]).1;
+            if !is_apart {
+                return None;
+            }
+            attention.nodes.push(reader);
+        }
+        Some(found)
+    }
+
+    /// `[B,H,N,D]`.
+    fn one_operator(&self, graph: &mut Graph) -> Result<ValueId> {
+        let heads = graph.shape(self.queries.value)[1];
+        // Heads side by side for all three: with heads in front, ONNX Runtime's CPU kernel makes the whole matrix after all.
+        let mut side_by_side = |operand: Operand| -> Result<ValueId> {
+            let perm = if operand.is_transposed {
+                [0, 3, 1, 2]
+            } else {
+                [0, 2, 1, 3]
+            };
+            let v = graph.transpose(operand.value, &perm)?;
             let [batch, rows, heads, width] = graph.shape(v)[..] else {
-                unreachable!("only attention of several heads is fused")
+                unreachable!("heads are apart")
             };
             graph.reshape(v, &[batch, rows, heads * width])
-        });
-    let node = Node {
-        op: "MultiHeadAttention".to_owned(),
-        domain: MICROSOFT.to_owned(),
-        name: String::new(),
-        inputs: vec![Some(rows), Some(keys?), Some(values?)],
-        outputs: Vec::new(),
-        attrs: Attrs::new()
-            .int("num_heads", heads as i64)
-            .float("scale", scale as f32),
-        metadata: Vec::new(),
-    };
-    let made = graph.add_node(node, &[Some("")])?[0].expect("one output was asked for");
-    let made = graph.reshape(made, &[batch, queries, heads, graph.shape(attention.values)[3]])?;
-    graph.transpose(made, &[0, 2, 1, 3])
+        };
+        let inputs = [self.queries, self.keys, self.values].map(&mut side_by_side);
+        let inputs = inputs.into_iter().collect::<Result<Vec<_>>>()?;
+        let node = Node {
+            op: "MultiHeadAttention".to_owned(),
+            domain: MICROSOFT.to_owned(),
+            name: String::new(),
+            inputs: inputs.into_iter().map(Some).collect(),
+            outputs: Vec::new(),
+            attrs: Attrs::new()
+                .int("num_heads", heads as i64)
+                .float("scale", self.scale as f32),
+            metadata: Vec::new(),
+        };
+        let made = graph.add_node(node, &[Some("")])?[0].expect("one output was asked for");
+        let [batch, rows, wide] = graph.shape(made)[..] else {
+            unreachable!("heads are side by side")
+        };
+        let made = graph.reshape(made, &[batch, rows, heads, wide / heads])?;
+        graph.transpose(made, &[0, 2, 1, 3])
+    }
+}
+
+/// `value` with heads apart: as it is, or what a reshape made one dimension of heads and samples from.
+fn apart(graph: &Graph, search: &Search, value: ValueId, is_transposed: bool) -> Option<Operand> {
+    if graph.rank(value) == 4 {
+        return Some(Operand { value, is_transposed });
+    }
+    let node = search.producer(value)?;
+    let given = node.input(0)?;
+    match node.op.as_str() {
+        "Transpose" if View::new(graph, node).sizes("perm").ok()? == Some(vec![0, 2, 1]) => {
+            apart(graph, search, given, !is_transposed)
+        }
+        "Reshape" => {
+            let (four, three) = (graph.shape(given), graph.shape(value));
+            let merges =
+                four.len() == 4 && three.len() == 3 && [four[0] * four[1], four[2], four[3]] == three[..];
+            merges.then_some(Operand {
+                value: given,
+                is_transposed,
+            })
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -136,6 +203,44 @@ mod tests {
     #[test]
     fn one_operator_computes_the_same() {
         let graph = fused(heads()).unwrap();
+        validate(&graph).unwrap();
+        let has = |op: &str| graph.nodes.iter().any(|n| n.op == op);
+        assert!(has("MultiHeadAttention") && !has("Softmax") && !has("MatMul"));
+        for (found, wanted) in run(&graph).iter().zip(run(&heads())) {
+            assert!((found - wanted).abs() < 1e-6, "{found} {wanted}");
+        }
+    }
+
+    /// The same as [`heads`], with samples and heads as one dimension, as diffusers' plain attention has them.
+    fn merged_heads() -> Graph {
+        let mut g = Graph::new("attention", 17);
+        let split = |g: &mut Graph, name: &str, rows: usize| {
+            let x = g.add_input(name, TensorType::new(DType::F32, [2, rows, 12]));
+            let x = g.reshape(x, &[2, rows, 3, 4]).unwrap();
+            let x = g.transpose(x, &[0, 2, 1, 3]).unwrap();
+            g.reshape(x, &[6, rows, 4]).unwrap()
+        };
+        let (q, k, v) = (
+            split(&mut g, "q", 10),
+            split(&mut g, "k", 6),
+            split(&mut g, "v", 6),
+        );
+        let keys = g.transpose(k, &[0, 2, 1]).unwrap();
+        let scores = g.matmul(q, keys).unwrap();
+        let scores = g.scale(scores, 0.375).unwrap();
+        let shares = g.op("Softmax", &[scores], Attrs::new().int("axis", -1)).unwrap();
+        let out = g.matmul(shares, v).unwrap();
+        let out = g.reshape(out, &[2, 3, 10, 4]).unwrap();
+        let out = g.transpose(out, &[0, 2, 1, 3]).unwrap();
+        let out = g.reshape(out, &[2, 10, 12]).unwrap();
+        let out = g.as_output(out, "out").unwrap();
+        g.outputs.push(out);
+        g
+    }
+
+    #[test]
+    fn samples_and_heads_in_one_dimension_are_taken_apart() {
+        let graph = fused(merged_heads()).unwrap();
         validate(&graph).unwrap();
         let has = |op: &str| graph.nodes.iter().any(|n| n.op == op);
         assert!(has("MultiHeadAttention") && !has("Softmax") && !has("MatMul"));

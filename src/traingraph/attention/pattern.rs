@@ -45,71 +45,108 @@ impl Attention {
 
 /// All attentions, in the order of the graph.
 pub(super) fn find(graph: &Graph) -> Vec<Attention> {
-    let mut readers = vec![Vec::new(); graph.value_count()];
-    for (i, node) in graph.nodes.iter().enumerate() {
-        for v in node.inputs.iter().flatten() {
-            readers[graph.index(*v)].push(i);
+    let search = Search::new(graph);
+    let softmaxes = graph.nodes.iter().enumerate().filter(|(_, n)| n.op == "Softmax");
+    softmaxes.filter_map(|(i, node)| search.around(i, node)).collect()
+}
+
+/// Who makes and who reads the values of a graph.
+pub(super) struct Search<'a> {
+    graph: &'a Graph,
+    producers: Vec<Option<usize>>,
+    readers: Vec<Vec<usize>>,
+}
+
+impl<'a> Search<'a> {
+    pub fn new(graph: &'a Graph) -> Self {
+        let mut readers = vec![Vec::new(); graph.value_count()];
+        for (i, node) in graph.nodes.iter().enumerate() {
+            for v in node.inputs.iter().flatten() {
+                readers[graph.index(*v)].push(i);
+            }
+        }
+        for v in &graph.outputs {
+            readers[graph.index(*v)].push(usize::MAX);
+        }
+        let producers = graph.producers();
+        Self {
+            graph,
+            producers,
+            readers,
         }
     }
-    for v in &graph.outputs {
-        readers[graph.index(*v)].push(usize::MAX);
+
+    /// The node that makes a value.
+    pub fn producer(&self, v: ValueId) -> Option<&'a Node> {
+        Some(&self.graph.nodes[self.producers[self.graph.index(v)]?])
     }
-    let producers = graph.producers();
-    let softmaxes = graph.nodes.iter().enumerate().filter(|(_, n)| n.op == "Softmax");
-    let attention = |(i, node): (usize, &Node)| {
-        let scores = node.input(0)?;
+
+    /// Position of the node that alone reads a value.
+    pub fn only_reader(&self, v: ValueId) -> Option<usize> {
+        match self.readers[self.graph.index(v)][..] {
+            [one] if one != usize::MAX => Some(one),
+            _ => None,
+        }
+    }
+
+    /// The attention around the `Softmax` at position `i`.
+    fn around(&self, i: usize, softmax: &Node) -> Option<Attention> {
+        let graph = self.graph;
+        let scores = softmax.input(0)?;
         let rank = graph.rank(scores);
-        let matrix_bytes = graph.ty(scores).len() * graph.dtype(scores).size();
-        let is_last = View::new(graph, node).axis_attr(0, -1).ok()? + 1 == rank;
+        let is_last = View::new(graph, softmax).axis_attr(0, -1).ok()? + 1 == rank;
         if !is_last || rank < 2 {
             return None;
         }
-        let only_reader = |v: ValueId| match readers[graph.index(v)][..] {
-            [one] if one != usize::MAX => Some(one),
-            _ => None,
-        };
         let mut nodes = vec![i];
-        let mut scale = Some(1.0);
-        // Up to the product of queries and keys.
-        let mut v = scores;
-        let (queries, keys) = loop {
-            let made = producers[graph.index(v)]?;
-            let node = &graph.nodes[made];
-            only_reader(v)?;
-            nodes.push(made);
-            match node.op.as_str() {
-                "MatMul" => break (node.input(0)?, node.input(1)?),
-                _ => v = elementwise(graph, node)?,
-            }
-            scale = factor(graph, node, v).and_then(|f| Some(f * scale?));
-        };
+        let (queries, keys, above) = self.up(scores, &mut nodes)?;
         nodes.reverse();
-        // Down to the product with the values.
-        let mut v = node.output(0)?;
-        let values = loop {
-            let next = only_reader(v)?;
-            let node = &graph.nodes[next];
-            nodes.push(next);
-            match node.op.as_str() {
-                "MatMul" if node.input(0) == Some(v) => break node.input(1)?,
-                "MatMul" => return None,
-                _ if elementwise(graph, node)? == v => {
-                    scale = scale.filter(|_| factor(graph, node, v) == Some(1.0));
-                    v = node.output(0)?;
-                }
-                _ => return None,
-            }
-        };
+        let (values, below) = self.down(softmax.output(0)?, &mut nodes)?;
         (graph.rank(queries) == rank).then_some(Attention {
             nodes,
             queries,
             keys,
             values,
-            scale,
-            matrix_bytes,
+            // Shares are multiplied by nothing.
+            scale: above.filter(|_| below == Some(1.0)),
+            matrix_bytes: graph.ty(scores).len() * graph.dtype(scores).size(),
         })
-    };
-    softmaxes.filter_map(attention).collect()
+    }
+
+    /// From the scores up to the product of queries and keys, and what it is multiplied by on the way.
+    fn up(&self, scores: ValueId, nodes: &mut Vec<usize>) -> Option<(ValueId, ValueId, Option<f64>)> {
+        let (mut v, mut scale) = (scores, Some(1.0));
+        loop {
+            let made = self.producers[self.graph.index(v)]?;
+            let node = &self.graph.nodes[made];
+            self.only_reader(v)?;
+            nodes.push(made);
+            match node.op.as_str() {
+                "MatMul" => return Some((node.input(0)?, node.input(1)?, scale)),
+                _ => v = elementwise(self.graph, node)?,
+            }
+            scale = factor(self.graph, node, v).and_then(|f| Some(f * scale?));
+        }
+    }
+
+    /// From the shares down to the product with the values, and what they are multiplied by on the way.
+    fn down(&self, shares: ValueId, nodes: &mut Vec<usize>) -> Option<(ValueId, Option<f64>)> {
+        let (mut v, mut scale) = (shares, Some(1.0));
+        loop {
+            let next = self.only_reader(v)?;
+            let node = &self.graph.nodes[next];
+            nodes.push(next);
+            match node.op.as_str() {
+                "MatMul" if node.input(0) == Some(v) => return Some((node.input(1)?, scale)),
+                "MatMul" => return None,
+                _ if elementwise(self.graph, node)? == v => {
+                    scale = factor(self.graph, node, v).and_then(|f| Some(f * scale?));
+                    v = node.output(0)?;
+                }
+                _ => return None,
+            }
+        }
+    }
 }
 
 /// The input that `node` works on number by number, if there is at most a single number beside it.

@@ -51,24 +51,15 @@ impl EngineGraphs {
         split_shared: bool,
         choose: impl Fn(&Graph) -> Result<Trainables>,
     ) -> Result<Self> {
-        let load = |geometry: &Geometry| {
-            let graph = denoiser::load(options.model, geometry, split_shared)?;
-            match options.mixed_precision {
-                MixedPrecision::No => halves::widen(graph),
-                MixedPrecision::Fp16 => borders::in_single(&stored_in(graph, DType::F16, options.model)?),
-            }
+        let source = Source {
+            options,
+            split_shared,
         };
-        let ep = options.session.ep;
-        // One operator for attention keeps no probabilities: its backward pass computes them again.
-        let differentiable = |graph: Graph| match options.recompute {
-            Recompute::None => Ok(graph),
-            _ => attention::in_chunks(attention::fused_for(graph, ep)?),
-        };
-        let graph = load(&options.geometry)?;
-        let forward = attention::fused_for(graph.clone(), ep)?;
+        let graph = source.denoiser(&options.geometry)?;
+        let forward = attention::fused_for(graph.clone(), options.session.ep)?;
         // Values are numbered per graph.
         let forward_trainables = choose(&forward)?;
-        let graph = differentiable(graph)?;
+        let graph = source.differentiable(graph)?;
         let trainables = choose(&graph)?;
         let tensors = trainables.tensors.iter();
         let layout = Layout::new(tensors.map(|t| (t.name.clone(), t.shape.clone())))?;
@@ -78,49 +69,19 @@ impl EngineGraphs {
             ..options.session.clone()
         };
         let (copies, session) = weight_copies::apply(options.copies, &graph, given);
-        let derive = DeriveOptions {
-            conv_input: match copies {
-                true => ConvInputGradient::Flipped,
-                false => ConvInputGradient::Transpose,
-            },
-            attention: match ep {
-                ExecutionProvider::Cpu => AttentionGradient::Fused,
-                _ => AttentionGradient::Chunks,
-            },
-            recompute: options.recompute,
-        };
-        let shape = StepShape {
-            pairs: options.pairs,
-            guidance: options.guidance,
-            whole_batch: options.whole_batch,
-            loss_scale: options.mixed_precision != MixedPrecision::No,
-            derive,
-        };
+        let shape = source.shape(copies);
         let step = StepGraph::build(&graph, &trainables, options.objective, shape, options.reference)?;
         let batch = match options.whole_batch {
             true => None,
             false => BatchGraph::build(&forward, &forward_trainables, options.objective, shape)?,
         };
-        let anchor = match options.anchor_samples {
-            None => None,
-            Some(samples) => {
-                let geometry = options.geometry.with_samples(samples);
-                let graph = differentiable(load(&geometry)?)?;
-                let trainables = choose(&graph)?;
-                let anchor = AnchorGraph::build(&graph, &trainables, shape.loss_scale, derive)?;
-                Some((anchor.graph, geometry))
-            }
-        };
-        let run = |graph: Graph| -> Result<Graph> {
-            let mut graph = expand_group_norms(graph)?;
-            halves::cast_where_used(&mut graph)?;
-            Ok(graph)
-        };
-        let anchor = anchor.map(|(graph, geometry)| run(graph).map(|graph| (graph, geometry)));
+        let anchor = options
+            .anchor_samples
+            .map(|samples| source.anchor(samples, shape, &choose));
         Ok(Self {
-            step: run(step.graph)?,
-            batch: batch.map(|b| run(b.graph)).transpose()?,
-            errors: run(ErrorGraph::build(&forward, &forward_trainables)?.graph)?,
+            step: as_run(step.graph)?,
+            batch: batch.map(|b| as_run(b.graph)).transpose()?,
+            errors: as_run(ErrorGraph::build(&forward, &forward_trainables)?.graph)?,
             anchor: anchor.transpose()?,
             denoiser: graph,
             trainables,
@@ -149,6 +110,79 @@ impl EngineGraphs {
             .chain(&self.batch)
             .chain(anchor)
     }
+}
+
+/// Where graphs come from, and in which forms.
+struct Source<'a> {
+    options: &'a EngineOptions<'a>,
+    split_shared: bool,
+}
+
+impl Source<'_> {
+    /// The static denoiser, computing in the precision that was asked for.
+    fn denoiser(&self, geometry: &Geometry) -> Result<Graph> {
+        let model = self.options.model;
+        let graph = denoiser::load(model, geometry, self.split_shared)?;
+        match self.options.mixed_precision {
+            MixedPrecision::No => halves::widen(graph),
+            MixedPrecision::Fp16 => borders::in_single(&stored_in(graph, DType::F16, model)?),
+        }
+    }
+
+    /// The denoiser as a backward pass goes through it. One operator for attention keeps no probabilities: its backward pass computes
+    /// them again, which on the CPU is faster than to read them from memory.
+    fn differentiable(&self, graph: Graph) -> Result<Graph> {
+        let ep = self.options.session.ep;
+        let is_cheap = ep == ExecutionProvider::Cpu && self.options.mixed_precision == MixedPrecision::No;
+        match self.options.recompute {
+            Recompute::None if !is_cheap => Ok(graph),
+            Recompute::None => attention::fused_for(graph, ep),
+            _ => attention::in_chunks(attention::fused_for(graph, ep)?),
+        }
+    }
+
+    /// Size and form of a step; `copies` says whether sessions keep second copies of the weights.
+    fn shape(&self, copies: bool) -> StepShape {
+        let options = self.options;
+        StepShape {
+            pairs: options.pairs,
+            guidance: options.guidance,
+            whole_batch: options.whole_batch,
+            loss_scale: options.mixed_precision != MixedPrecision::No,
+            derive: DeriveOptions {
+                conv_input: match copies {
+                    true => ConvInputGradient::Flipped,
+                    false => ConvInputGradient::Transpose,
+                },
+                attention: match options.session.ep {
+                    ExecutionProvider::Cpu => AttentionGradient::Fused,
+                    _ => AttentionGradient::Chunks,
+                },
+                recompute: options.recompute,
+            },
+        }
+    }
+
+    /// The `kl` anchor on a batch of its own size.
+    fn anchor(
+        &self,
+        samples: usize,
+        shape: StepShape,
+        choose: impl Fn(&Graph) -> Result<Trainables>,
+    ) -> Result<(Graph, Geometry)> {
+        let geometry = self.options.geometry.with_samples(samples);
+        let graph = self.differentiable(self.denoiser(&geometry)?)?;
+        let trainables = choose(&graph)?;
+        let anchor = AnchorGraph::build(&graph, &trainables, shape.loss_scale, shape.derive)?;
+        Ok((as_run(anchor.graph)?, geometry))
+    }
+}
+
+/// A graph in the form that sessions get.
+fn as_run(graph: Graph) -> Result<Graph> {
+    let mut graph = expand_group_norms(graph)?;
+    halves::cast_where_used(&mut graph)?;
+    Ok(graph)
 }
 
 /// `graph`, if it computes in `dtype`.

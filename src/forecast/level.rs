@@ -58,9 +58,13 @@ pub fn forecast(
     let needs_reference = options.objective.needs().reference;
     let inventory = Inventory::of(plan, needs_reference)?;
     let on_device = options.gradients_on_device;
-    let trained_sets = inventory.host_sets(&graphs.layout, on_device);
-    let (weights, trained) = (weight_bytes(&graphs.denoiser) as u64, kept::bytes(&trained_sets));
+    let mut trained_sets = inventory.host_sets(&graphs.layout, on_device);
     let ep = options.session.ep;
+    if on_device && ep == ExecutionProvider::Cpu {
+        // Which can play a device.
+        trained_sets.extend(inventory.device_sets(&graphs.layout, true));
+    }
+    let (weights, trained) = (weight_bytes(&graphs.denoiser) as u64, kept::bytes(&trained_sets));
     let (basis, memory, device) = match ep {
         ExecutionProvider::Cpu => (Basis::Compared, Memory::on_cpu(&sizes, weights, trained), None),
         _ => {

@@ -36,6 +36,9 @@ pub enum Set {
     Reference,
     /// What the reference differs from θ0, in half the size: pages of a file.
     ReferenceFile,
+    /// The reference as it is read from its file for its own run. The C library keeps so small a block afterwards; a larger one is given
+    /// back before the step, where memory is at its peak.
+    ReferenceRead,
     /// The optimizer's first moments, or means of rows.
     FirstMoments,
     /// The optimizer's second moments, or means of columns.
@@ -55,11 +58,12 @@ pub enum Set {
 }
 
 impl Set {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Policy,
         Self::Initial,
         Self::Reference,
         Self::ReferenceFile,
+        Self::ReferenceRead,
         Self::FirstMoments,
         Self::SecondMoments,
         Self::Gradient,
@@ -70,6 +74,9 @@ impl Set {
         Self::Average,
     ];
 }
+
+/// Blocks up to this size, in bytes, stay with the process when they are freed (glibc's largest `M_MMAP_THRESHOLD`).
+const KEPT_BY_LIBC: usize = 32 << 20;
 
 /// A set with its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -124,7 +131,7 @@ impl<'a> Inventory<'a> {
         match set {
             Set::Policy | Set::Initial | Set::FirstMoments | Set::SecondMoments => true,
             Set::Reference => self.reference_moves() && !self.reference_in_file(),
-            Set::ReferenceFile => self.reference_in_file(),
+            Set::ReferenceFile | Set::ReferenceRead => self.reference_in_file(),
             Set::Gradient | Set::GradientSum => !optimizer_on_device,
             Set::AnchorGradient | Set::AnchorSum => self.has_kl(),
             Set::Candidate => self.has_kl() || self.has_gate() || optimizer_on_device && adafactor,
@@ -141,7 +148,11 @@ impl<'a> Inventory<'a> {
             Set::FirstMoments | Set::SecondMoments => self.config.optimizer.kind == OptimizerKind::Adamw,
             Set::GradientSum => self.config.train.accumulate > 1,
             Set::Average => self.config.train.policy_ema.is_some(),
-            Set::ReferenceFile | Set::AnchorGradient | Set::AnchorSum | Set::Candidate => false,
+            Set::ReferenceFile
+            | Set::ReferenceRead
+            | Set::AnchorGradient
+            | Set::AnchorSum
+            | Set::Candidate => false,
         }
     }
 
@@ -165,6 +176,7 @@ impl<'a> Inventory<'a> {
             Set::FirstMoments => 4 * first,
             Set::SecondMoments => 4 * second,
             Set::ReferenceFile => 2 * layout.len(),
+            Set::ReferenceRead if 4 * layout.len() > KEPT_BY_LIBC => 0,
             _ => 4 * layout.len(),
         };
         let kept = Set::ALL.into_iter().filter(|set| is_kept(*set));
@@ -172,7 +184,7 @@ impl<'a> Inventory<'a> {
             set,
             bytes: bytes(set) as u64,
         });
-        sized.collect()
+        sized.filter(|kept| kept.bytes > 0).collect()
     }
 }
 

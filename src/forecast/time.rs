@@ -21,7 +21,7 @@ const MEASURED_SHARE: f64 = 0.9;
 const RUNS: usize = 3;
 /// Bytes of operands and results up to which a kind is run whole. Larger ones are run on a part of their batch: who asks whether
 /// something fits into memory must not run out of it.
-const LARGEST: f64 = (512 << 20) as f64;
+const LARGEST: f64 = (1 << 30) as f64;
 /// Parts of a batch that are tried.
 const MOST_PARTS: usize = 1024;
 /// Above this a kind is run once.

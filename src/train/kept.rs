@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(sets(&[kl], false), [10.0, 2.0]);
         assert_eq!(
             sets(&["reference={update: ema, storage: bf16}"], false),
-            [6.5, 2.0]
+            [7.5, 2.0]
         );
         let gate = "reference={update: copy, anchor: {kind: gate}}";
         assert_eq!(sets(&[gate, "train.policy_ema=0.9"], false), [9.0, 2.0]);

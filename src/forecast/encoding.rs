@@ -91,3 +91,19 @@ impl Encoding {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encoders_that_do_not_fit_are_refused_with_what_is_enough() {
+        let within = |beside| Encoding::within(ByteSize(PROGRAM + 10), "pictures", beside, "");
+        within(10).unwrap();
+        let error = within(11).unwrap_err().to_string();
+        assert!(error.contains("encoding pictures takes about"), "{error}");
+        let (_, enough) = error.split_once("--memory-budget ").unwrap();
+        let enough: ByteSize = enough.split(')').next().unwrap().parse().unwrap();
+        Encoding::within(enough, "pictures", 11, "").unwrap();
+    }
+}

@@ -10,11 +10,10 @@ use common::train::{json, refused, succeeded};
 use common::{ortdpo, stderr, stdout};
 use ortdpo::config::{Sources, TrainPlan};
 use ortdpo::forecast::{Batch, Calibration, forecast};
-use ortdpo::onnx::Graph;
 use ortdpo::pipeline::geometry;
 use ortdpo::runtime::{self, RuntimeOptions};
 use ortdpo::train::model::Model;
-use ortdpo::train::{initial, prepare};
+use ortdpo::train::prepare;
 use serde_json::Value;
 
 const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
@@ -81,10 +80,9 @@ fn the_parts_of_a_batch_add_up_and_the_kl_anchor_takes_its_share_of_them() {
     ]);
     let sample = geometry::declared(&model.folder, 1, Some([16; 2])).unwrap();
     let options = prepare::engine_options(&plan, &model, sample, plan.objective.objective()).unwrap();
-    let choose = |graph: &Graph| initial::trainables(&plan.adapter, graph);
     let mut calibration = Calibration::new(Duration::from_secs(60));
     let mut seconds = |batch: Batch| {
-        let level = forecast(&options, false, choose, Some((&mut calibration, batch)));
+        let level = forecast(&plan, &options, Some((&mut calibration, batch)));
         level.unwrap().time.unwrap().seconds
     };
     // What is measured for the anchor is known of the step from then on.

@@ -30,8 +30,9 @@ pub struct RuntimeConfig {
     /// Whether the VAE computes in single precision, also where it was exported in half precision, in which SDXL's own
     /// overflows.
     pub vae_fp32: bool,
-    /// How much memory the process may take, such as `12GiB`: `recompute` goes as far as that needs, and no run begins that
-    /// would take more. `ortdpo plan` shows what it would take.
+    /// How much of the host's memory the process may take, such as `12GiB`: `recompute` goes as far as that needs, and no run
+    /// begins, nor encodes pictures on the CPU, that would take more. A device's memory is not meant. `ortdpo plan` shows what
+    /// it would take.
     pub memory_budget: Option<ByteSize>,
 }
 

@@ -5,11 +5,13 @@
 use serde::Serialize;
 
 use super::arena::Arena;
-use crate::Result;
+use super::memory::{PROGRAM, budget_of};
+use crate::config::bytes::ByteSize;
 use crate::model_folder::{Component, ModelFolder};
 use crate::onnx::{Dims, Model, SpecializeOptions, specialize, weight_bytes};
 use crate::pipeline::VaeEncoder;
 use crate::pipeline::text;
+use crate::{Error, Result};
 
 /// Weights that a session holds, packed for its kernels, in sizes of the weights as measured on Stable Diffusion's VAE.
 const COPIES: u64 = 2;
@@ -29,12 +31,22 @@ impl Encoding {
     /// # Errors
     /// A network is missing, or the VAE encoder takes other sizes.
     pub fn of(folder: &ModelFolder, resolution: usize, batch: usize) -> Result<Self> {
+        Ok(Self {
+            images: Self::images(folder, [resolution; 2], batch)?,
+            captions: Self::captions(folder)?,
+        })
+    }
+
+    /// Of the VAE encoder for pictures of `size`, height and width.
+    ///
+    /// # Errors
+    /// As [`Encoding::of`].
+    pub fn images(folder: &ModelFolder, [height, width]: [usize; 2], batch: usize) -> Result<u64> {
         let model = Model::read(folder.network(Component::VaeEncoder)?)?;
-        let images = VaeEncoder::images_at_once(resolution * resolution).min(batch.max(1));
+        let images = VaeEncoder::images_at_once(height * width).min(batch.max(1));
         let mut dims = Dims::default();
         for input in model.inputs()? {
-            dims.shapes
-                .insert(input.name, vec![images, 3, resolution, resolution]);
+            dims.shapes.insert(input.name, vec![images, 3, height, width]);
         }
         let options = SpecializeOptions {
             dims,
@@ -43,18 +55,55 @@ impl Encoding {
         let graph = specialize(&model, &options)?;
         let mut arena = Arena::default();
         arena.run(&graph.buffer_events());
+        Ok(COPIES * weight_bytes(&graph) as u64 + arena.touched())
+    }
+
+    /// Of the text encoders.
+    ///
+    /// # Errors
+    /// A network is missing.
+    pub fn captions(folder: &ModelFolder) -> Result<u64> {
         let mut captions = 0;
         for (_, encoder) in text::parts(folder)? {
             captions += COPIES * Model::read(folder.network(encoder)?)?.weight_bytes();
         }
-        Ok(Self {
-            images: COPIES * weight_bytes(&graph) as u64 + arena.touched(),
-            captions,
-        })
+        Ok(captions)
     }
 
-    /// The larger of both.
-    pub fn peak(&self) -> u64 {
-        self.images.max(self.captions)
+    /// Refuses to encode `what` in `bytes` beside the program, where that is more than `budget`. Those who ask are about to encode: a
+    /// cache that is full needs none of it.
+    ///
+    /// # Errors
+    /// It is more.
+    pub fn within(budget: ByteSize, what: &str, bytes: u64, remedy: &str) -> Result<()> {
+        let all = PROGRAM + bytes;
+        if all <= budget.0 {
+            return Ok(());
+        }
+        let enough = budget_of(all);
+        Err(Error::bad(
+            "runtime.memory_budget",
+            format!("is {budget}, but encoding {what} takes about {enough}"),
+            format!(
+                "Set it to {enough} or more (--memory-budget {enough}){remedy}, or encode without a budget first: \
+                 what is in the cache is not encoded again."
+            ),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encoders_that_do_not_fit_are_refused_with_what_is_enough() {
+        let within = |beside| Encoding::within(ByteSize(PROGRAM + 10), "pictures", beside, "");
+        within(10).unwrap();
+        let error = within(11).unwrap_err().to_string();
+        assert!(error.contains("encoding pictures takes about"), "{error}");
+        let (_, enough) = error.split_once("--memory-budget ").unwrap();
+        let enough: ByteSize = enough.split(')').next().unwrap().parse().unwrap();
+        Encoding::within(enough, "pictures", 11, "").unwrap();
     }
 }

@@ -3,23 +3,17 @@
 use serde::Serialize;
 
 use super::arena::Arena;
+use super::sizes::OfSize;
 use crate::config::bytes::ByteSize;
-use crate::onnx::weight_bytes;
-use crate::train::graphs::EngineGraphs;
+use crate::onnx::BufferEvent;
 
-/// The program with ONNX Runtime loaded, threads and buffers of data included, as measured on Linux.
-const PROGRAM: u64 = 120 << 20;
-/// What a session keeps per node of its graph: kernels, names, types, plans.
-const PER_NODE: u64 = 11 << 10;
-/// Copies of the weights that sessions keep in their kernels' own layouts, where they keep any, in sizes of the weights.
-const COPIES: f64 = 3.0;
-/// Sets of what is trained: policy, its gradient, two moments, reference, initial policy.
-const SETS: u64 = 6;
-
-/// Steps after which the arena hardly grows any more.
+/// The program with ONNX Runtime loaded, threads and buffers of data included, as measured on Linux: 57 MB with a handful of
+/// pairs, 100 MB with a thousand.
+pub(super) const PROGRAM: u64 = 88 << 20;
+/// Sessions of several sizes run in turn; after so many steps of each the arena hardly grows any more.
 const STEPS: usize = 4;
 
-/// Bytes of a process at the peak of a training step.
+/// Bytes of a process at the peak of a training step, in the host's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Memory {
     /// The program itself.
@@ -37,22 +31,27 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Of a run over `graphs`.
-    pub(super) fn of(graphs: &EngineGraphs) -> Self {
-        let all = || graphs.all();
-        let weights = weight_bytes(&graphs.denoiser) as u64;
-        let trained: usize = graphs.trainables.parameter_count();
+    /// On the CPU, of a run over graphs of these sizes.
+    pub(super) fn on_cpu(sizes: &[OfSize], weights: u64, trained: u64) -> Self {
         Self {
             program: PROGRAM,
             weights,
-            weight_copies: if graphs.copies {
-                (COPIES * weights as f64) as u64
-            } else {
-                0
-            },
-            trained: SETS * 4 * trained as u64,
-            sessions: all().map(|g| g.nodes.len() as u64 * PER_NODE).sum(),
-            activations: held_by_arena(graphs),
+            weight_copies: sizes.iter().map(|s| s.count * s.weight_copies).sum(),
+            trained,
+            sessions: sessions(sizes),
+            activations: held_by_shared_arena(sizes),
+        }
+    }
+
+    /// What is left to the host where a device computes: `weights` are read from their file once, on their way there.
+    pub(super) fn beside_device(sizes: &[OfSize], weights: u64, trained: u64) -> Self {
+        Self {
+            program: PROGRAM,
+            weights,
+            weight_copies: 0,
+            trained,
+            sessions: sessions(sizes),
+            activations: 0,
         }
     }
 
@@ -63,8 +62,7 @@ impl Memory {
 
     /// The smallest budget, in hundredths of a GiB, that holds it.
     pub fn budget(&self) -> ByteSize {
-        const STEP: u64 = (1 << 30) / 100;
-        ByteSize(self.total().div_ceil(STEP) * STEP)
+        budget_of(self.total())
     }
 
     /// Parts with their names, for people.
@@ -80,12 +78,78 @@ impl Memory {
     }
 }
 
-/// What the arena that all sessions share comes to hold over some steps.
-fn held_by_arena(graphs: &EngineGraphs) -> u64 {
-    let runs: Vec<_> = graphs.in_turn().map(|graph| graph.buffer_events()).collect();
+/// What all sessions keep of their graphs.
+fn sessions(sizes: &[OfSize]) -> u64 {
+    sizes.iter().map(|s| s.count * s.sessions).sum()
+}
+
+/// The smallest budget, in hundredths of a GiB, that holds `bytes`.
+pub(super) fn budget_of(bytes: u64) -> ByteSize {
+    const STEP: u64 = (1 << 30) / 100;
+    ByteSize(bytes.div_ceil(STEP) * STEP)
+}
+
+/// What the arena that all sessions share comes to hold over some steps of every size in turn.
+fn held_by_shared_arena(sizes: &[OfSize]) -> u64 {
     let mut arena = Arena::default();
     for _ in 0..STEPS {
-        runs.iter().for_each(|events| arena.run(events));
+        for events in sizes.iter().flat_map(|size| &size.runs) {
+            arena.run(events);
+        }
     }
     arena.touched()
+}
+
+/// Bytes in the device's memory. Nothing of it was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DeviceMemory {
+    /// What the driver and libraries take for a process: an assumption.
+    pub context: u64,
+    /// Weights that are not trained: once on CUDA, else in every session.
+    pub weights: u64,
+    /// What is trained, and all that belongs to it there.
+    pub trained: u64,
+    /// The arenas of all sessions, of which each has its own; without what kernels take for themselves.
+    pub activations: u64,
+}
+
+impl DeviceMemory {
+    /// Of CUDA, cuDNN and cuBLAS: half a gigabyte is usual.
+    const CONTEXT: u64 = 512 << 20;
+
+    /// Of a run over graphs of these sizes, with `weights` in every session unless they are `shared`.
+    pub(super) fn of(sizes: &[OfSize], (weights, shared): (u64, bool), trained: u64) -> Self {
+        let sessions: u64 = sizes.iter().map(|s| s.count * s.runs.len() as u64).sum();
+        let arenas = |size: &OfSize| -> u64 { size.runs.iter().map(|run| held_alone(run)).sum() };
+        Self {
+            context: Self::CONTEXT,
+            weights: if shared { weights } else { sessions * weights },
+            trained,
+            activations: sizes.iter().map(|s| s.count * arenas(s)).sum(),
+        }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Parts with their names, for people.
+    pub fn parts(&self) -> [(&'static str, u64); 4] {
+        [
+            ("context of the device (assumed)", self.context),
+            ("weights", self.weights),
+            ("policy, reference, optimizer", self.trained),
+            ("activations, an arena a session", self.activations),
+        ]
+    }
+}
+
+/// What the arena of one session comes to hold.
+fn held_alone(run: &[BufferEvent]) -> u64 {
+    let mut arena = Arena::exact();
+    for _ in 0..STEPS {
+        arena.run(run);
+    }
+    arena.reserved()
 }

@@ -1,13 +1,13 @@
 //! Time of a training step, from its nodes: the kinds of node that cost most are run alone, the rest is scaled from them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 use serde::Serialize;
 
 use crate::Result;
-use crate::onnx::{Graph, Node, write};
+use crate::onnx::{Graph, Node, Work, write};
 use crate::runtime::Session;
 use crate::tensor::{DType, Tensor};
 use crate::train::graphs::EngineGraphs;
@@ -19,6 +19,11 @@ const BYTES_PER_SECOND: f64 = 5e9;
 const MEASURED_SHARE: f64 = 0.9;
 /// Runs of a kind, after one to warm up.
 const RUNS: usize = 3;
+/// Bytes of operands and results up to which a kind is run whole. Larger ones are run on a part of their batch: who asks whether
+/// something fits into memory must not run out of it.
+const LARGEST: f64 = (1 << 30) as f64;
+/// Parts of a batch that are tried.
+const MOST_PARTS: usize = 1024;
 /// Above this a kind is run once.
 const LONG: Duration = Duration::from_millis(100);
 
@@ -47,6 +52,8 @@ pub struct Calibration {
     /// Time that is left for measuring.
     left: Duration,
     measured: HashMap<String, f64>,
+    /// Kinds that were too large to be measured, even in part.
+    too_large: HashSet<String>,
 }
 
 /// A kind of node in the graphs of a step.
@@ -66,6 +73,7 @@ impl Calibration {
         Self {
             left: limit,
             measured: HashMap::new(),
+            too_large: HashSet::new(),
         }
     }
 
@@ -80,11 +88,18 @@ impl Calibration {
         let mut covered = 0.0;
         for (name, kind) in &kinds {
             let share = kind.count * kind.guess / all;
-            if !self.measured.contains_key(name) && covered < MEASURED_SHARE && !self.left.is_zero() {
+            let is_new = !self.measured.contains_key(name) && !self.too_large.contains(name);
+            if is_new && covered < MEASURED_SHARE && !self.left.is_zero() {
                 let started = Instant::now();
-                let seconds = measure(kind, graphs)?;
+                // Where sessions keep copies of the weights, kernels see constants.
+                match part_of(kind, graphs.copies)? {
+                    Some((graph, share)) => {
+                        let seconds = measure(&graph, graphs)? / share;
+                        self.measured.insert(name.clone(), seconds);
+                    }
+                    None => drop(self.too_large.insert(name.clone())),
+                }
                 self.left = self.left.saturating_sub(started.elapsed());
-                self.measured.insert(name.clone(), seconds);
             }
             if self.measured.contains_key(name) {
                 covered += share;
@@ -109,11 +124,39 @@ impl Calibration {
     }
 }
 
-/// Seconds of a kind of node, run alone in a session as those of `graphs` are; the least of a few times.
-fn measure(kind: &Kind, graphs: &EngineGraphs) -> Result<f64> {
-    // Where sessions keep copies of the weights, kernels see constants.
-    let graph = kind.graph.alone(kind.node, graphs.copies)?;
-    let mut session = Session::from_bytes(&write::to_bytes(&graph, None)?, None, &graphs.session)?;
+/// Seconds that a node takes by first guess.
+fn guess(work: Work) -> f64 {
+    work.flops / FLOPS_PER_SECOND + work.bytes / BYTES_PER_SECOND
+}
+
+/// A graph of a kind of node, and its share of the work: all, or as large a part of its batch as may be in memory. `None` where even one
+/// row is too much.
+fn part_of(kind: &Kind, constants: bool) -> Result<Option<(Graph, f64)>> {
+    let whole = kind.graph.work(kind.node);
+    if whole.bytes <= LARGEST {
+        return Ok(Some((kind.graph.alone(kind.node, constants)?, 1.0)));
+    }
+    let first = (whole.bytes / LARGEST).ceil() as usize;
+    for parts in first..=MOST_PARTS.max(first) {
+        // Not all numbers of parts are possible.
+        let Ok(graph) = kind.graph.part_alone(kind.node, constants, parts) else {
+            continue;
+        };
+        let work = graph
+            .nodes
+            .last()
+            .map(|node| graph.work(node))
+            .unwrap_or_default();
+        if work.bytes > 0.0 && work.bytes <= LARGEST {
+            return Ok(Some((graph, guess(work) / guess(whole))));
+        }
+    }
+    Ok(None)
+}
+
+/// Seconds of `graph`, run in a session as those of `graphs` are; the least of a few times.
+fn measure(graph: &Graph, graphs: &EngineGraphs) -> Result<f64> {
+    let mut session = Session::from_bytes(&write::to_bytes(graph, None)?, None, &graphs.session)?;
     let inputs: Vec<(String, Tensor)> = graph
         .inputs
         .iter()
@@ -163,7 +206,7 @@ fn kinds<'a>(graphs: &[&'a Graph]) -> IndexMap<String, Kind<'a>> {
             let kind = found.entry(graph.kind_of_work(node)).or_insert_with(|| Kind {
                 graph,
                 node,
-                guess: work.flops / FLOPS_PER_SECOND + work.bytes / BYTES_PER_SECOND,
+                guess: guess(work),
                 is_product: work.flops > 0.0,
                 count: 0.0,
             });
@@ -171,4 +214,32 @@ fn kinds<'a>(graphs: &[&'a Graph]) -> IndexMap<String, Kind<'a>> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::TensorType;
+
+    /// What would be measured of a product of `rows` rows, in bytes, and its share.
+    fn measured(rows: usize) -> Option<(f64, f64)> {
+        let mut g = Graph::new("large", 17);
+        let [x, y] = ["x", "y"].map(|name| g.add_input(name, TensorType::new(DType::F32, [rows, 512, 512])));
+        g.matmul(x, y).unwrap();
+        let kinds = kinds(&[&g]);
+        let (graph, share) = part_of(&kinds[0], false).unwrap()?;
+        Some((graph.work(&graph.nodes[0]).bytes, share))
+    }
+
+    #[test]
+    fn what_is_large_is_measured_in_part() {
+        let row = (3 * 512 * 512 * 4) as f64;
+        assert_eq!(measured(8), Some((8.0 * row, 1.0)));
+        let (bytes, share) = measured(1 << 12).unwrap();
+        assert!(bytes <= LARGEST && bytes > LARGEST / 4.0, "{bytes}");
+        assert!((share * 4096.0 * row / bytes - 1.0).abs() < 1e-9);
+        // A prime number of rows is one part, or single rows.
+        assert_eq!(measured(1009).map(|(bytes, _)| bytes), Some(row));
+        assert_eq!(measured(4099), None);
+    }
 }

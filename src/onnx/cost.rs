@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::data::Constant;
 use super::graph::{ATTENTION_GRADIENT, Graph, Node, TensorType, ValueId};
-use crate::Result;
+use crate::{Error, Result};
 
 /// Float constants of up to this many elements are settings, such as the scales of a `Resize`, not weights.
 const SETTING: usize = 8;
@@ -62,6 +62,28 @@ impl Graph {
     /// # Errors
     /// None that a caller can cause.
     pub fn alone(&self, node: &Node, weights: bool) -> Result<Graph> {
+        self.part_alone(node, weights, 1)
+    }
+
+    /// As [`Graph::alone`], with one of `parts` equal parts of the batch: of the operands that are computed, those with as many rows as
+    /// the first of them have so much fewer.
+    ///
+    /// # Errors
+    /// The rows cannot be divided so, or the node does something else with rows than going through them.
+    pub fn part_alone(&self, node: &Node, weights: bool, parts: usize) -> Result<Graph> {
+        let computed = node
+            .inputs
+            .iter()
+            .flatten()
+            .filter(|v| !self.constants.contains_key(*v));
+        let rows = computed.filter_map(|v| self.shape(*v).first().copied()).next();
+        if parts > 1 && rows.is_none_or(|rows| !rows.is_multiple_of(parts)) {
+            return Err(Error::bad(
+                &node.op,
+                format!("has no rows that are {parts} parts"),
+                "Leave it whole.",
+            ));
+        }
         let mut graph = Graph::new("one_node", self.opset);
         graph.other_opsets.clone_from(&self.other_opsets);
         graph.ir_version = self.ir_version;
@@ -70,7 +92,7 @@ impl Graph {
         for v in copy.inputs.iter_mut().flatten() {
             let own = match given.get(v) {
                 Some(own) => *own,
-                None => self.operand(&mut graph, *v, weights),
+                None => self.operand(&mut graph, *v, weights, (rows, parts)),
             };
             given.insert(*v, own);
             *v = own;
@@ -84,8 +106,17 @@ impl Graph {
         Ok(graph)
     }
 
-    fn operand(&self, graph: &mut Graph, value: ValueId, weights: bool) -> ValueId {
-        let ty = self.ty(value).clone();
+    fn operand(
+        &self,
+        graph: &mut Graph,
+        value: ValueId,
+        weights: bool,
+        (rows, parts): (Option<usize>, usize),
+    ) -> ValueId {
+        let mut ty = self.ty(value).clone();
+        if !self.constants.contains_key(&value) && ty.shape.first().copied() == rows {
+            ty.shape.iter_mut().take(1).for_each(|rows| *rows /= parts);
+        }
         let name = format!("x{}", value.0);
         match self.number(value) {
             Some(constant) if !ty.dtype.is_float() || ty.len() <= SETTING => {
@@ -125,6 +156,28 @@ pub fn weight_bytes(graph: &Graph) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_of_a_batch_has_its_share_of_the_work() {
+        let mut g = Graph::new("rows", 17);
+        let x = g.add_input("x", TensorType::new(DType::F32, [8, 3, 4, 4]));
+        let w = g.add_constant("w", Constant::floats(DType::F32, &[8, 3, 1, 1], &[0.0; 24]));
+        let y = g.op("Conv", &[x, w], Attrs::new()).unwrap();
+        let z = g.add_input("z", TensorType::new(DType::F32, [5, 8]));
+        let rows = g.reshape(y, &[8, 128]).unwrap();
+        g.matmul(z, rows).unwrap();
+        let part = g.part_alone(&g.nodes[0], true, 4).unwrap();
+        // Weights keep their rows, though there are as many of them.
+        assert_eq!(part.shape(part.outputs[0]), [2, 8, 4, 4]);
+        let [whole, quarter] = [g.work(&g.nodes[0]), part.work(&part.nodes[0])].map(|w| w.flops);
+        assert_eq!(whole, 4.0 * quarter);
+        let product = g.nodes.last().unwrap();
+        // 5 rows are not 4 parts; and a fifth of them is a row.
+        assert!(g.part_alone(product, true, 4).is_err());
+        let row = g.part_alone(product, true, 5).unwrap();
+        assert_eq!(row.shape(row.outputs[0]), [1, 128]);
+        assert!(g.part_alone(&g.nodes[0], true, 3).is_err());
+    }
     use crate::onnx::{Attrs, validate};
     use crate::tensor::DType;
 

@@ -47,7 +47,19 @@ pub enum BufferEvent {
 impl Graph {
     /// What a run asks of memory for the values made by nodes and for what operators need while they run.
     pub fn buffer_events(&self) -> Vec<BufferEvent> {
-        let mut memory = Memory::new(self);
+        self.events_of(Memory::new(self))
+    }
+
+    /// As [`Graph::buffer_events`], without what the CPU's kernels take for themselves: for devices, whose kernels take
+    /// something else.
+    pub fn value_events(&self) -> Vec<BufferEvent> {
+        self.events_of(Memory {
+            has_workspaces: false,
+            ..Memory::new(self)
+        })
+    }
+
+    fn events_of(&self, mut memory: Memory) -> Vec<BufferEvent> {
         for (i, node) in self.nodes.iter().enumerate() {
             memory.run(self, i, node);
         }
@@ -85,6 +97,7 @@ struct Memory {
     ends: Vec<Vec<usize>>,
     live: usize,
     events: Vec<BufferEvent>,
+    has_workspaces: bool,
     workspaces: Vec<usize>,
 }
 
@@ -106,6 +119,7 @@ impl Memory {
             ends: vec![Vec::new(); graph.nodes.len()],
             live: 0,
             events: Vec::new(),
+            has_workspaces: true,
             workspaces: Vec::new(),
         }
     }
@@ -140,7 +154,11 @@ impl Memory {
             self.ends[end].push(buffer);
             self.buffer[slot] = Some(buffer);
         }
-        for bytes in workspace(graph, node) {
+        let workspaces = match self.has_workspaces {
+            true => workspace(graph, node),
+            false => Vec::new(),
+        };
+        for bytes in workspaces {
             // Never the number of a buffer of a value.
             let buffer = usize::MAX - self.events.len();
             self.events.push(BufferEvent::Take { buffer, bytes });

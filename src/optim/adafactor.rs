@@ -41,24 +41,31 @@ pub struct Adafactor {
 impl Adafactor {
     /// No steps taken, moments 0.
     pub fn new(config: &OptimizerConfig, layout: &Arc<Layout>) -> Self {
-        let of = |part: fn(&[usize]) -> Option<Vec<usize>>| {
-            let tensors = layout.names().iter().enumerate();
-            let kept = tensors.filter_map(|(i, name)| Some((name.clone(), part(layout.shape(i))?)));
-            let layout = Layout::new(kept).expect("names of a layout differ");
-            ParamSet::zeros(&layout)
-        };
+        let [rows, columns] = Self::moment_layouts(layout).map(|layout| ParamSet::zeros(&layout));
         Self {
             weight_decay: config.weight_decay,
             steps: 0,
-            rows: of(|shape| match shape {
-                [before @ .., _, _] => Some([before, &shape[before.len()..=before.len()]].concat()),
-                vector => Some(vector.to_vec()),
-            }),
-            columns: of(|shape| match shape {
-                [before @ .., _, columns] => Some([before, &[*columns]].concat()),
-                _ => None,
-            }),
+            rows,
+            columns,
         }
+    }
+
+    /// Layouts of the means of rows and of columns.
+    pub(super) fn moment_layouts(layout: &Arc<Layout>) -> [Arc<Layout>; 2] {
+        let of = |part: fn(&[usize]) -> Option<Vec<usize>>| {
+            let tensors = layout.names().iter().enumerate();
+            let kept = tensors.filter_map(|(i, name)| Some((name.clone(), part(layout.shape(i))?)));
+            Layout::new(kept).expect("names of a layout differ")
+        };
+        let rows = of(|shape| match shape {
+            [before @ .., _, _] => Some([before, &shape[before.len()..=before.len()]].concat()),
+            vector => Some(vector.to_vec()),
+        });
+        let columns = of(|shape| match shape {
+            [before @ .., _, columns] => Some([before, &[*columns]].concat()),
+            _ => None,
+        });
+        [rows, columns]
     }
 
     /// Optimizer steps taken.

@@ -25,6 +25,14 @@ impl Optimizer {
         }
     }
 
+    /// Numbers in both sets of moments that an optimizer of `kind` keeps for `layout`.
+    pub fn moment_lens(kind: OptimizerKind, layout: &Arc<Layout>) -> [usize; 2] {
+        match kind {
+            OptimizerKind::Adamw => [layout.len(); 2],
+            OptimizerKind::Adafactor => Adafactor::moment_layouts(layout).map(|layout| layout.len()),
+        }
+    }
+
     /// Optimizer steps taken.
     pub fn steps(&self) -> u64 {
         match self {

@@ -5,10 +5,10 @@
 //! batch do without either.
 
 use super::engine::Engine;
+use super::kept::{Inventory, Set};
 use super::state::State;
 use crate::config::Config;
 use crate::config::adapter::AdapterConfig;
-use crate::config::optimizer::OptimizerKind;
 use crate::config::reference::StorageConfig;
 use crate::config::runtime::OptimizerPlace;
 use crate::device::{DeviceLayout, DeviceSet, Kernel, Memory, graphs};
@@ -107,29 +107,29 @@ impl OnDevice {
         let n = layout.block();
         let mut memory = Memory::new(&layout, options)?;
         let kernel = |graph| Kernel::new(&graph, options);
-        let sums = match config.train.accumulate {
-            1 => None,
-            _ => Some(Sums {
+        let inventory = Inventory::of(config, needs_reference)?;
+        let sums = match inventory.on_device(Set::GradientSum) {
+            false => None,
+            true => Some(Sums {
                 scale: kernel(graphs::scale(n)?)?,
                 add: kernel(graphs::add(n)?)?,
                 sum: memory.zeros()?,
                 empty: true,
             }),
         };
-        let adamw = match config.optimizer.kind {
-            OptimizerKind::Adafactor => None,
-            OptimizerKind::Adamw => Some(AdamWSets {
+        let adamw = match inventory.on_device(Set::FirstMoments) {
+            false => None,
+            true => Some(AdamWSets {
                 kernel: kernel(graphs::adamw(n)?)?,
                 first_moment: memory.zeros()?,
                 second_moment: memory.zeros()?,
             }),
         };
-        let rule = ReferenceRule::new(&config.reference)?;
-        let mut set_if = |condition: bool| condition.then(|| memory.zeros()).transpose();
+        let mut set_if = |set: Set| inventory.on_device(set).then(|| memory.zeros()).transpose();
         Ok(Self {
-            reference: set_if(needs_reference)?,
-            initial: set_if(needs_reference && rule.pulls())?,
-            average: set_if(config.train.policy_ema.is_some())?,
+            reference: set_if(Set::Reference)?,
+            initial: set_if(Set::Initial)?,
+            average: set_if(Set::Average)?,
             policy: memory.zeros()?,
             adamw,
             blend: kernel(graphs::blend(n)?)?,

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::encoders::WithinBudget;
 use super::engine::{Engine, EngineOptions};
 use super::model::Model;
 use super::source::{ReadyPair, Source, Text};
@@ -11,13 +12,13 @@ use crate::config::adapter::AdapterConfig;
 use crate::config::data::DataKind;
 use crate::config::objective::ObjectiveConfig;
 use crate::config::{Config, TrainPlan};
-use crate::data::image::View;
-use crate::data::{self, Dataset, EncodeOptions, OnnxEncoders, PairRow, Part, Stage};
+use crate::data::image::{Size, View};
+use crate::data::{self, Buckets, Dataset, EncodeOptions, OnnxEncoders, PairRow, Part, Stage};
 use crate::objective::Objective;
-use crate::onnx::{Graph, SHAPE_ONLY};
+use crate::onnx::SHAPE_ONLY;
 use crate::params::ParamSet;
-use crate::pipeline::VaePrecision;
 use crate::pipeline::denoiser::{Added, Geometry};
+use crate::pipeline::{VaePrecision, geometry};
 use crate::progress::Console;
 use crate::reference::ReferenceRule;
 use crate::rng::{PairId, Purpose, Streams, Visit};
@@ -48,10 +49,7 @@ pub fn objective(
             "Give the data set the columns score_0 and score_1, or choose another objective.",
         ));
     }
-    let mut config = config.clone();
-    if let ObjectiveConfig::Kto(kto) = &mut config {
-        kto.unpaired = data == DataKind::Rated;
-    }
+    let mut config = of_kind(config, data);
     if let ObjectiveConfig::Smpo(smpo) = &mut config {
         smpo.score_range = Some(match smpo.score_range {
             Some(range) => range,
@@ -59,6 +57,19 @@ pub fn objective(
         });
     }
     Ok(config.into_objective())
+}
+
+/// The objective that a configuration names, as far as it is known before the data are read: enough for shapes.
+pub fn objective_without_data(config: &ObjectiveConfig, data: DataKind) -> Box<dyn Objective> {
+    of_kind(config, data).into_objective()
+}
+
+fn of_kind(config: &ObjectiveConfig, data: DataKind) -> ObjectiveConfig {
+    let mut config = config.clone();
+    if let ObjectiveConfig::Kto(kto) = &mut config {
+        kto.unpaired = data == DataKind::Rated;
+    }
+    config
 }
 
 /// Largest minus smallest score of the training pairs.
@@ -133,14 +144,22 @@ fn dataset(
     let Some(source) = data::open(&config.data, part)? else {
         return Ok(None);
     };
-    let encoders = OnnxEncoders {
-        model: &model.folder,
-        options: SessionOptions {
-            ep: config.runtime.ep,
-            threads: config.runtime.threads.unwrap_or(0),
-            ..SessionOptions::default()
+    let encoders = WithinBudget {
+        encoders: OnnxEncoders {
+            model: &model.folder,
+            options: SessionOptions {
+                ep: config.runtime.ep,
+                threads: config.runtime.threads.unwrap_or(0),
+                ..SessionOptions::default()
+            },
+            vae: VaePrecision::of(config.runtime.vae_fp32),
         },
-        vae: VaePrecision::of(config.runtime.vae_fp32),
+        // Elsewhere encoders work in the device's memory, which the budget is not about.
+        budget: match config.runtime.ep {
+            ExecutionProvider::Cpu => config.runtime.memory_budget,
+            _ => None,
+        },
+        batch: config.data.encode_batch,
     };
     let name = match part {
         Part::Train => "encoding train",
@@ -171,7 +190,7 @@ fn dataset(
 }
 
 /// Shapes of one sample of a data set.
-pub fn geometry(train: &Dataset) -> Geometry {
+pub fn geometry_of(train: &Dataset) -> Geometry {
     Geometry {
         samples: 1,
         latent: train.latent_shape(),
@@ -237,6 +256,23 @@ pub fn engine_options<'a>(
     })
 }
 
+/// Heights and widths of latents that the data may have beside those of squares; `data` has those that it has.
+pub fn other_sizes(plan: &TrainPlan, model: &Model) -> Vec<[usize; 2]> {
+    if !plan.data.is_given() || plan.objective.objective().needs().experience.is_online() {
+        return Vec::new();
+    }
+    let square = plan.data.resolution;
+    let pixels = geometry::pixels_per_latent(&model.folder);
+    let buckets = Buckets::new(square, plan.data.buckets.as_ref());
+    let others = buckets
+        .sizes()
+        .iter()
+        .filter(|size| **size != Size::square(square));
+    others
+        .map(|size| size.sides().map(|side| side / pixels))
+        .collect()
+}
+
 /// Sessions for samples shaped as `sample`, and for latents of other heights and widths, and θ0. Recomputation goes as far as the configuration's memory budget asks.
 ///
 /// # Errors
@@ -255,8 +291,7 @@ pub fn engine(
     };
     let full = plan.trains_all_weights();
     if let Some(budget) = plan.runtime.memory_budget {
-        let choose = |graph: &Graph| initial::trainables(&plan.adapter, graph);
-        options.recompute = forecast::fitting(&options, full, choose, budget)?;
+        options.recompute = forecast::fitting(plan, &options, budget)?;
     }
     let engine = Engine::build(&options, full, |graph| initial::trainables(&plan.adapter, graph))?;
     let initial = match &plan.adapter {

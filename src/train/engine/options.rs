@@ -51,7 +51,7 @@ impl EngineOptions<'_> {
     }
 
     /// The same run on latents of one of its other sizes.
-    pub(super) fn sized(&self, size: [usize; 2]) -> Self {
+    pub(crate) fn sized(&self, size: [usize; 2]) -> Self {
         Self {
             geometry: self.geometry.with_latent_size(size),
             session: self.session.clone(),

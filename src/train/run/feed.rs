@@ -68,7 +68,7 @@ impl<'a> Feed<'a> {
     /// The model cannot make images of the size that is asked for.
     pub(super) fn geometry(&self, model: &Model, resolution: u32) -> Result<Geometry> {
         match self {
-            Self::Pairs { loader, .. } => Ok(prepare::geometry(loader.dataset())),
+            Self::Pairs { loader, .. } => Ok(prepare::geometry_of(loader.dataset())),
             Self::Rollouts(rollouts) => rollouts.geometry(model, resolution),
         }
     }

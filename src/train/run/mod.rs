@@ -1,12 +1,13 @@
 //! A training run: from a checked plan to a folder of results.
 //!
 //! ```text
-//! prepare (model, pairs, sessions) ─► [resume] ─► warm up ─► step ─► measure ─► checkpoint ─► … ─► results
+//! refuse what cannot run ─► encode ─► build ─► [resume] ─► warm up ─► step ─► measure ─► checkpoint ─► … ─► results
 //! ```
 //!
 //! The loop only executes: what moves the reference, weighs timesteps, notices divergence or keeps checkpoints are
 //! policies of their own.
 
+mod build;
 mod evaluation;
 mod feed;
 mod manifest;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use self::build::Parts;
 use self::feed::Feed;
 use super::checkpoint::{Best, CheckpointStore, RunIdentity};
 use super::draw::DrawnPair;
@@ -33,17 +35,15 @@ use super::report::{Event, Listeners, Measured, MetricsFile, ProgressLine, StepR
 use super::rollout::Policies;
 use super::state::State;
 use super::step::{StepStats, Stepper};
-use super::summary::{HeldOutScores, Manifest, Summary, Versions};
-use super::{inputs, memory, results};
+use super::summary::{HeldOutScores, Manifest, Summary};
+use super::{inputs, memory, refuse, results};
 use crate::config::TrainPlan;
 use crate::config::guard::GuardAction;
-use crate::config::reference::{StorageConfig, UpdateConfig};
+use crate::config::reference::UpdateConfig;
 use crate::data::Dataset;
 use crate::diffusion::NoiseSchedule;
 use crate::objective::Objective;
-use crate::pipeline::VaePrecision;
 use crate::progress::Console;
-use crate::reference::ReferenceWeights;
 use crate::rng::Streams;
 use crate::{Error, Result, runtime};
 
@@ -81,89 +81,23 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
     };
     inputs::check(plan)?;
     let model = Model::open(&plan.model)?;
+    refuse::check(plan, &model)?;
     let data = Data::prepare(plan, &model, options.console, options.stop)?;
-    let streams = Streams::new(plan.seed);
     let objective = prepare::objective(&plan.objective, plan.data.kind, data.train.as_ref())?;
-    let objective = objective.as_ref();
-    let needs = objective.needs();
-    let shown = (options.console, options.stop);
-    let feed = Feed::prepare(plan, &model, needs, data.train.as_ref(), shown)?;
-    let sample = feed.geometry(&model, plan.data.resolution)?;
-    let other_sizes = feed.other_sizes(sample, data.heldout.as_ref());
-    if !other_sizes.is_empty() {
-        let sizes = other_sizes.len() + 1;
-        options
-            .console
-            .say(&format!("building graphs for {sizes} sizes of images"));
-    }
-    let shapes = (sample, other_sizes.as_slice());
-    let (mut engine, initial) = prepare::engine(plan, &model, shapes, objective, &streams)?;
-    if plan.runtime.memory_budget.is_some() {
-        let level = engine.recompute();
-        options
-            .console
-            .say(&format!("recompute: {level}, for the memory budget"));
-    }
-    let feed = feed.with_value(plan, &engine)?;
-    let feed_hash = feed.hash()?;
-    let negative = feed.negative().filter(|_| plan.guidance_inside().is_some());
-    let identity = RunIdentity::new(
-        plan.identity(),
-        model.hashes.clone(),
-        data.hash() + &feed_hash,
-        Versions::with_runtime(library),
-    );
-    let mut state = State::new(plan, &model, initial)?;
-    if plan.reference.storage == StorageConfig::Bf16
-        && objective.needs().reference
-        && state.reference_rule.moves()
-    {
-        let path = reserved.folder().reference();
-        state.reference = ReferenceWeights::mapped(&path, &state.initial, streams)?;
-        // Or the weights, read from the file for the reference's run, would come on top of the step's peak.
-        engine.release_after_steps()?;
-    }
-    let manifest = manifest::of(plan, &identity, &engine, &data, objective);
     let heldout = data.heldout.as_ref().map(Measurable);
-    let mut run = Run {
+    let parts = Parts {
         plan,
         options,
-        objective,
-        streams,
-        store: CheckpointStore::new(reserved.folder().checkpoints(), plan.train.keep),
-        guard: Guard::new(&plan.guard),
-        feed,
-        identity,
-        stepper: Stepper::new(plan, &model.schedule, &engine, objective, negative)?,
-        engine,
-        state,
-        probe: None,
-        pictures: Pictures::prepare(
-            &plan.samples,
-            &model,
-            &prepare::session_options(plan),
-            VaePrecision::of(plan.runtime.vae_fp32),
-        )?,
-        noise_schedule: &model.schedule,
+        model: &model,
+        data: &data,
+        heldout: heldout.as_ref(),
+        objective: objective.as_ref(),
         folder: reserved.folder().clone(),
-        held: heldout
-            .as_ref()
-            .map(|source| HeldOut::new(source, &model.schedule, streams, plan.train.eval_draws)),
-        held_initial: None,
-        held_means: None,
-        initial_scores: None,
-        initial_pictures: BTreeMap::new(),
-        best: None,
-        seconds_before: 0.0,
+        library,
         started,
-        listeners: Listeners::default(),
     };
-    let mut notes = data.train.as_ref().map_or_else(Vec::new, Dataset::warnings);
-    if options.resume {
-        notes.extend(run.resume()?);
-    }
-    // After the initial policy is known, which a resumed run has from its checkpoint.
-    run.measure_initial_probe(&model, &data)?;
+    let (mut run, manifest) = parts.build()?;
+    let notes = run.go_on(&model, &data)?;
     let folder = reserved.begin(&plan.to_yaml())?;
     manifest.write(&folder.manifest())?;
     run.listen(&folder, &notes)?;
@@ -172,12 +106,7 @@ pub fn run(plan: &TrainPlan, options: &RunOptions) -> Result<Summary> {
         run.stepper.record(recorder);
     }
     let last = run.train()?;
-    run.write_results(&folder, &model)?;
-    let ceiling = data.heldout.as_ref().and_then(results::ceiling);
-    let summary = run.summary(last, ceiling, manifest);
-    summary.write(&folder.summary())?;
-    run.listeners.emit(&Event::Finished)?;
-    Ok(summary)
+    run.finish(&folder, &model, &data, last, manifest)
 }
 
 /// A run under way.
@@ -233,6 +162,34 @@ impl Run<'_> {
             peak_rss_mb: memory::peak_rss_mb(),
             manifest,
         }
+    }
+
+    /// Takes up a checkpoint, where that is asked for, and measures what the initial policy does; returns what there is to note.
+    fn go_on(&mut self, model: &Model, data: &Data) -> Result<Vec<String>> {
+        let mut notes = data.train.as_ref().map_or_else(Vec::new, Dataset::warnings);
+        if self.options.resume {
+            notes.extend(self.resume()?);
+        }
+        // After the initial policy is known, which a resumed run has from its checkpoint.
+        self.measure_initial_probe(model, data)?;
+        Ok(notes)
+    }
+
+    /// Writes what came of the run.
+    fn finish(
+        &mut self,
+        folder: &RunFolder,
+        model: &Model,
+        data: &Data,
+        last: Option<HeldOutScores>,
+        manifest: Manifest,
+    ) -> Result<Summary> {
+        self.write_results(folder, model)?;
+        let ceiling = data.heldout.as_ref().and_then(results::ceiling);
+        let summary = self.summary(last, ceiling, manifest);
+        summary.write(&folder.summary())?;
+        self.listeners.emit(&Event::Finished)?;
+        Ok(summary)
     }
 
     /// Sets up the drift probe where the reference moves, or did until a gate froze it.

@@ -6,12 +6,12 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::shard_writer::{ShardWriter, Written};
-use super::{OnRows, OpenSplit, each_row, files, normalised, prompt_key};
+use super::{OnRows, OpenSplit, each_row, files, prompt_key};
 use crate::config::data::DataKind;
 use crate::data::cache::Key;
 use crate::data::image::Header;
 use crate::data::{Content, Pair, Preference, Row};
-use crate::rng::{Purpose, Streams};
+use crate::pairs::HoldOut;
 use crate::{Error, Result};
 
 /// What becomes of the rows.
@@ -29,15 +29,6 @@ pub struct Conversion {
     pub replace: bool,
     /// Divides all rows by prompt; otherwise splits stay as they are.
     pub hold_out: Option<HoldOut>,
-}
-
-/// Which prompts are held out.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HoldOut {
-    /// Share of the prompts, 0 to 1.
-    pub share: f64,
-    /// Of the draw; the same prompts are held out whatever else the data set holds.
-    pub seed: u64,
 }
 
 /// What was written, and what was not.
@@ -70,20 +61,6 @@ pub struct Outcome {
 
 /// Damaged rows that are described one by one.
 const EXAMPLES: usize = 5;
-
-impl HoldOut {
-    /// The split of a prompt.
-    pub fn split(self, prompt: &str) -> &'static str {
-        let streams = Streams::new(self.seed);
-        match streams
-            .named(Purpose::Split, &normalised(prompt))
-            .chance(self.share)
-        {
-            true => "heldout",
-            false => "train",
-        }
-    }
-}
 
 /// Writes a data set, whose name is `from`, as parquet files into `folder`.
 ///

@@ -25,7 +25,8 @@ use crate::data::cache::Key;
 use crate::data::{Pair, PairSource, Row};
 use crate::{Error, Result};
 
-pub use convert::{Conversion, Converted, HoldOut, Outcome, convert};
+pub use crate::pairs::{HoldOut, normalised};
+pub use convert::{Conversion, Converted, Outcome, convert};
 pub use input::{Input, OpenSplit};
 pub use relabel::{Relabelled, Vote, relabel};
 pub use validate::{Problem, Validation, validate};
@@ -76,12 +77,6 @@ fn files(pair: &Pair) -> Result<[Vec<u8>; 2], String> {
 
 /// What the pictures of a pair are called in messages.
 const SIDES: [&str; 2] = ["the first picture", "the second picture"];
-
-/// A prompt without what does not make it another one: case, and how words are spaced.
-pub fn normalised(prompt: &str) -> String {
-    let words: Vec<String> = prompt.split_whitespace().map(str::to_lowercase).collect();
-    words.join(" ")
-}
 
 /// A prompt's fingerprint, the same for prompts that are [`normalised`] to the same words.
 fn prompt_key(prompt: &str) -> Key {

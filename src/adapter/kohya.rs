@@ -14,8 +14,9 @@ use super::content::listed;
 use super::diffusers::is_of_one_file;
 use super::factors::{Lora, ModuleFactors};
 use super::file::{self, NamedTensor, Precision};
-use super::lora::{CONFIG, most_common};
+use super::lora::most_common;
 use super::names;
+use super::scales::CONFIG;
 use crate::model_folder::Component;
 use crate::{Error, Result};
 
@@ -73,7 +74,7 @@ pub fn write(path: &Path, lora: &Lora, naming: Naming) -> Result<()> {
             name: format!("{key}.alpha"),
             shape: Vec::new(),
             precision: Precision::Fp32,
-            values: Box::new(move || Cow::Owned(vec![alpha])),
+            values: Box::new(move || Ok(Cow::Owned(vec![alpha]))),
         };
         let down = factor(format!("{key}.lora_down.weight"), &m.down);
         let up = factor(format!("{key}.lora_up.weight"), &m.up);
@@ -89,7 +90,7 @@ fn factor(name: String, tensor: &file::ReadTensor) -> NamedTensor<'_> {
         name,
         shape: tensor.shape.clone(),
         precision: tensor.precision,
-        values: Box::new(|| Cow::Borrowed(tensor.values.as_slice())),
+        values: Box::new(|| Ok(Cow::Borrowed(tensor.values.as_slice()))),
     }
 }
 

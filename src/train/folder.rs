@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// metrics.jsonl, events.out.tfevents.*   a line and a record a step
 /// checkpoints/step-N/                    everything to go on from
 /// pytorch_lora_weights.safetensors       the result, for diffusers
-///   or diffusion_pytorch_model.safetensors
+///   or diffusion_pytorch_model.safetensors, config.json
 /// summary.json                           what came of it
 /// samples/step-N.png                     pictures drawn at evaluations
 /// ema/, best/                            the same weights of the policy's average, and of the best evaluation

@@ -1,21 +1,26 @@
 //! What a finished run leaves for others to load.
 
 use std::borrow::Cow;
+use std::fs;
 use std::path::Path;
 
 use super::engine::Engine;
 use super::folder::RunFolder;
 use super::model::Model;
+use super::untouched::Untouched;
 use crate::Result;
 use crate::adapter::{self, LoraScale, NamedTensor, Precision};
 use crate::config::Config;
 use crate::config::adapter::AdapterConfig;
 use crate::data::{Dataset, Preference};
+use crate::fsutil::write_atomically;
 use crate::margin::MarginMeter;
 use crate::params::ParamSet;
+use crate::tensor;
 use crate::traingraph::TrainableKind;
 
-/// Writes the adapter under PEFT's names, or the trained weights under PyTorch's.
+/// Writes the adapter under PEFT's names; or the whole model under PyTorch's, with weights that were not trained as they were
+/// and the configuration that diffusers' `from_pretrained` wants beside it.
 pub fn write(
     folder: &RunFolder,
     config: &Config,
@@ -23,14 +28,25 @@ pub fn write(
     engine: &Engine,
     policy: &ParamSet,
 ) -> Result<()> {
-    let path = match &config.adapter {
-        AdapterConfig::Lora(_) => folder.adapter(),
-        AdapterConfig::Full(_) => folder.weights(),
-    };
-    write_to(&path, config, model, engine, policy)
+    if let AdapterConfig::Lora(_) = &config.adapter {
+        return write_to(&folder.adapter(), config, model, engine, policy);
+    }
+    let untouched = Untouched::of(model, policy.layout())?;
+    let mut tensors = torch_tensors(engine, policy);
+    tensors.extend(untouched.iter().flat_map(Untouched::tensors));
+    let note = untouched.as_ref().and_then(Untouched::note);
+    adapter::save_full(&folder.weights(), tensors, note)?;
+    let described = model.folder.root().join(model.component.folder()).join(CONFIG);
+    match fs::read(&described) {
+        Ok(text) => write_atomically(&folder.root().join(CONFIG), &text),
+        Err(_) => Ok(()),
+    }
 }
 
-/// Writes what [`write()`] does to a file of any name.
+/// diffusers' description of a network.
+const CONFIG: &str = "config.json";
+
+/// Writes what was trained, and nothing else, to a file of any name.
 pub fn write_to(
     path: &Path,
     config: &Config,
@@ -46,7 +62,7 @@ pub fn write_to(
             };
             adapter::save_lora(path, model.prefix(), policy, scale, Precision::Fp32)
         }
-        AdapterConfig::Full(_) => adapter::save_full(path, torch_tensors(engine, policy)),
+        AdapterConfig::Full(_) => adapter::save_full(path, torch_tensors(engine, policy), None),
     }
 }
 
@@ -62,25 +78,25 @@ fn torch_tensors<'a>(engine: &Engine, policy: &'a ParamSet) -> Vec<NamedTensor<'
             return None;
         };
         let index = policy.layout().index_of(&t.name)?;
-        let (transposed, columns) = (*transposed, *t.shape.last().unwrap_or(&1));
+        let sides = match t.shape.as_slice() {
+            [rows, columns] if *transposed => Some((*rows, *columns)),
+            _ => None,
+        };
         Some(NamedTensor {
             name: t.name.clone(),
             shape: torch_shape.clone(),
             precision: Precision::Fp32,
-            values: Box::new(move || match transposed {
-                false => Cow::Borrowed(policy.tensor(index)),
-                true => Cow::Owned(transpose(policy.tensor(index), columns)),
+            values: Box::new(move || match sides {
+                None => Ok(Cow::Borrowed(policy.tensor(index))),
+                Some((rows, columns)) => Ok(Cow::Owned(tensor::transposed(
+                    policy.tensor(index),
+                    rows,
+                    columns,
+                ))),
             }),
         })
     };
     engine.trainables().tensors.iter().filter_map(named).collect()
-}
-
-fn transpose(values: &[f32], columns: usize) -> Vec<f32> {
-    let rows = values.len() / columns.max(1);
-    (0..values.len())
-        .map(|i| values[(i % rows) * columns + i / rows])
-        .collect()
 }
 
 /// Accuracy, on the held-out pairs, of the scorer whose scores the data set holds: no model that learns from such labels
@@ -96,14 +112,4 @@ pub fn ceiling(heldout: &Dataset) -> Option<f64> {
         }
     }
     meter.accuracy()
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_transposed_weight_goes_back_to_pytorchs_layout() {
-        // Graph layout [inputs 2, outputs 3].
-        let graph = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-        assert_eq!(super::transpose(&graph, 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
-    }
 }

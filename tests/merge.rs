@@ -9,7 +9,7 @@ use common::train::{Workspace, files, refused, succeeded};
 use common::{fixtures, ortdpo, stdout};
 use ortdpo::model_folder::{Component, ModelFolder};
 use ortdpo::onnx::{Model, TensorData, save};
-use ortdpo::pipeline::{AdapterRef, Draw, Embedding, Pipeline, PipelineOptions, read_network};
+use ortdpo::pipeline::{AdapterRef, Draw, Embedding, Guidance, Pipeline, PipelineOptions, read_network};
 use ortdpo::rng::{Purpose, Streams};
 
 fn adapter(name: &str) -> String {
@@ -18,9 +18,13 @@ fn adapter(name: &str) -> String {
 
 /// Latents of two steps of a simple descent: enough to see any difference of text encoders or denoiser.
 fn latents(model: &Path, adapters: &[&str]) -> Vec<f32> {
+    latents_with(model, adapters, &PipelineOptions::default())
+}
+
+fn latents_with(model: &Path, adapters: &[&str], options: &PipelineOptions) -> Vec<f32> {
     let adapters: Vec<AdapterRef> = adapters.iter().map(|a| a.parse().unwrap()).collect();
     let model = ModelFolder::open(model).unwrap();
-    let mut pipeline = Pipeline::load(&model, &adapters, &PipelineOptions::default()).unwrap();
+    let mut pipeline = Pipeline::load(&model, &adapters, options).unwrap();
     let embedding: Embedding = pipeline.encode_prompts(&["ab cd"]).unwrap().remove(0);
     let scheduler = model.scheduler_config().unwrap();
     let config = ortdpo::diffusion::SamplerConfig::from_file(&scheduler).unwrap();
@@ -155,7 +159,8 @@ fn a_folder_in_use_and_foreign_adapters_are_refused_and_leave_nothing() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
-/// The pipeline `kind` with the weights of its denoiser in a data file, as exports of large models have them.
+/// The pipeline `kind` with the weights of its denoiser in a data file, as exports of large models have them; for one sample at
+/// a time.
 fn with_data_file(kind: &str, folder: &Path) {
     let source = fixtures().join(format!("optimum-{kind}"));
     common::train::copy(&source, folder);
@@ -230,6 +235,11 @@ fn a_full_run_is_a_whole_model_and_merges_into_external_data() {
     let merged = workspace.path("merged");
     assert!(merged.join("unet/model.onnx_data").is_file() && !merged.join("unet/weights.bin").exists());
     let run = run.display().to_string();
+    let single = PipelineOptions {
+        guidance: Guidance::new(1.0),
+        ..PipelineOptions::default()
+    };
+    let latents = |model: &Path, adapters: &[&str]| latents_with(model, adapters, &single);
     let applied = latents(&model, &[&run]);
     assert!(largest_difference(&applied, &latents(&model, &[])) > 1e-4);
     assert_eq!(applied, latents(&merged, &[]));

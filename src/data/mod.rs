@@ -44,7 +44,7 @@ pub use encoder::{CaptionEncoder, Encoders, Identity, ImageEncoder};
 pub use fill::{EncodeOptions, OnProgress, Progress, Stage};
 pub use loader::{BatchPair, Loader, LoaderState, PairBatch};
 pub use onnx_encoders::OnnxEncoders;
-pub use pair::{At, Content, Pair, PairSource, Place, Preference, Row, Rows};
+pub use pair::{At, Content, Pair, PairSource, Pictures, Place, Preference, Row, Rows, SIDES};
 pub use pickapic::{Images, PickAPic};
 pub use picture::Picture;
 pub(crate) use shard_files::ShardFiles;
@@ -74,7 +74,7 @@ pub fn open(config: &DataConfig, part: Part) -> Result<Option<Box<dyn PairSource
         Part::Heldout => match &config.heldout_split {
             Some(split) => Some(split.clone()),
             None => {
-                let there = import::splits(config.kind, &config.path)?;
+                let there = import::splits(config.kind, &config.path)?.names;
                 let found = HELDOUT_SPLITS
                     .iter()
                     .find(|split| there.iter().any(|s| s == *split));

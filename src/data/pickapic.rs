@@ -20,7 +20,7 @@ use arrow_array::{Array, BinaryArray, RecordBatch, StringArray, StructArray, cas
 use arrow_schema::{DataType, Schema};
 use parquet::arrow::ProjectionMask;
 
-use super::pair::{At, Content, Pair, PairSource, Place, Preference, Row, Rows};
+use super::pair::{At, Content, Pair, PairSource, Pictures, Place, Preference, Row, Rows};
 use super::parquet_file;
 use super::picture::Picture;
 use super::shards::{self, PARQUET, stamp};
@@ -310,7 +310,7 @@ impl<'a> Columns<'a> {
     fn row(&self, row: usize) -> Result<Content, String> {
         let labelled = |column: &dyn Array| column.is_valid(row) && column.as_boolean().value(row);
         if !self.has_label.is_none_or(labelled) {
-            return Ok(Content::Unlabelled);
+            return Ok(Content::Unlabelled(self.pictures(row).ok()));
         }
         let preference = match self.label {
             None => Preference::First,
@@ -321,8 +321,24 @@ impl<'a> Columns<'a> {
             }
         };
         if preference == Preference::Tie && self.second.is_none() {
-            return Ok(Content::Unlabelled);
+            return Ok(Content::Unlabelled(None));
         }
+        let Pictures { caption, images } = self.pictures(row)?;
+        Ok(Content::Pair(Pair {
+            caption,
+            images,
+            preference,
+            scores: match self.scores.map(|column| column.and_then(|c| number(c, row))) {
+                [Some(first), Some(second)] => Some([first as f32, second as f32]),
+                _ => None,
+            },
+        }))
+    }
+}
+
+impl Columns<'_> {
+    /// Caption and images; a single image twice.
+    fn pictures(&self, row: usize) -> Result<Pictures, String> {
         if self.caption.is_null(row) {
             return Err("caption is null".into());
         }
@@ -331,15 +347,10 @@ impl<'a> Columns<'a> {
             Some(files) => files.file(row)?,
             None => first.clone(),
         };
-        Ok(Content::Pair(Pair {
+        Ok(Pictures {
             caption: self.caption.value(row).to_owned(),
             images: [first, second],
-            preference,
-            scores: match self.scores.map(|column| column.and_then(|c| number(c, row))) {
-                [Some(first), Some(second)] => Some([first as f32, second as f32]),
-                _ => None,
-            },
-        }))
+        })
     }
 }
 

@@ -44,7 +44,7 @@ fn rows_come_in_the_order_of_files_with_all_that_is_needed() {
                 assert!(image::decode(&files[0]).is_ok());
                 assert!(files[0].starts_with(b"\x89PNG") && files[1].starts_with(b"\xff\xd8"));
             }
-            Content::Unlabelled => assert_eq!(number, 7),
+            Content::Unlabelled(_) => assert_eq!(number, 7),
             Content::Damaged(_) => panic!("{row:?}"),
         }
     }

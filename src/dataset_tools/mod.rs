@@ -22,12 +22,12 @@ use std::ops::ControlFlow;
 use rayon::prelude::*;
 
 use crate::data::cache::Key;
-use crate::data::{Pair, PairSource, Row};
+use crate::data::{PairSource, Row};
 use crate::{Error, Result};
 
 pub use crate::pairs::{HoldOut, normalised};
 pub use convert::{Conversion, Converted, Outcome, convert};
-pub use input::{Input, OpenSplit};
+pub use input::{Input, OpenSplit, Opened};
 pub use relabel::{Relabelled, Vote, relabel};
 pub use validate::{Problem, Validation, validate};
 
@@ -65,18 +65,6 @@ fn each_row<T: Send>(
         }
     }
 }
-
-/// Both files of a pair; what is wrong with the first that cannot be read.
-fn files(pair: &Pair) -> Result<[Vec<u8>; 2], String> {
-    let file = |side: usize| match pair.images[side].read() {
-        Ok(bytes) => Ok(bytes.into_owned()),
-        Err(reason) => Err(format!("{} {reason}", SIDES[side])),
-    };
-    Ok([file(0)?, file(1)?])
-}
-
-/// What the pictures of a pair are called in messages.
-const SIDES: [&str; 2] = ["the first picture", "the second picture"];
 
 /// A prompt's fingerprint, the same for prompts that are [`normalised`] to the same words.
 fn prompt_key(prompt: &str) -> Key {

@@ -8,7 +8,7 @@ use std::process::Output;
 
 use common::train::{Workspace, metrics};
 use common::{fixtures, ortdpo, stderr, stdout};
-use ortdpo::data::{Content, Images, Pair, PairSource, PickAPic, Preference};
+use ortdpo::data::{Content, Images, Pair, PairSource, ParquetPairs, Preference};
 use serde_json::Value;
 
 fn dataset(name: &str) -> String {
@@ -46,7 +46,7 @@ fn json(output: &Output) -> Value {
 }
 
 fn rows(folder: &Path, split: &str) -> Vec<Pair> {
-    let source = PickAPic::open(folder, split, Images::Pairs).unwrap();
+    let source = ParquetPairs::open(folder, split, Images::Pairs).unwrap();
     let rows = source.rows().unwrap().map(|row| match row.unwrap().content {
         Content::Pair(pair) => pair,
         other => panic!("{other:?}"),

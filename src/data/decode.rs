@@ -7,7 +7,7 @@ use std::sync::mpsc::SyncSender;
 use rayon::prelude::*;
 
 use super::buckets::Buckets;
-use super::cache::Key;
+use super::cache::{Key, Snapshot};
 use super::fill::view_key;
 use super::image::{Prepared, Size, decode, upright_size};
 use super::pair::{Content, Pair, PairSource, Place, Preference, Row, SIDES, files};
@@ -55,8 +55,8 @@ pub(super) struct Decoder<'a> {
     pub buckets: &'a Buckets,
     pub keep_ties: bool,
     pub views: Views,
-    /// Entries of the cache.
-    pub present: HashSet<Key>,
+    /// Entries that the cache had at the beginning.
+    pub present: Snapshot,
     /// Images that were decoded in this pass, and for which size.
     pub claimed: HashSet<(Key, Size)>,
 }
@@ -121,7 +121,7 @@ impl Decoder<'_> {
     fn lacks(&self, image: Key, size: Size) -> bool {
         self.views
             .all()
-            .any(|view| !self.present.contains(&view_key(image, size, view)))
+            .any(|view| !self.present.contains(view_key(image, size, view)))
     }
 
     fn decode(&self, read: Read, claim: [bool; 2]) -> Finding {

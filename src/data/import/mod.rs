@@ -19,6 +19,9 @@ mod json_items;
 mod jsonl;
 mod list;
 mod listed;
+mod parquet_pairs;
+#[cfg(test)]
+mod parquet_tests;
 mod rated;
 mod records;
 #[cfg(test)]
@@ -28,7 +31,6 @@ mod webdataset;
 use std::path::{Path, PathBuf};
 
 use super::pair::PairSource;
-use super::pickapic::{Images, PickAPic};
 use super::shards::{self, PARQUET};
 use crate::Result;
 use crate::config::data::DataKind;
@@ -38,6 +40,7 @@ pub use detect::detect;
 use detect::is_list_of;
 use list::Format;
 use listed::Listed;
+pub use parquet_pairs::{Images, ParquetPairs};
 use records::LISTS;
 
 /// The whole of a set that has no splits.
@@ -49,7 +52,7 @@ const ONLY_SPLIT: &str = "train";
 /// There is no such split, or its files are not what the kind says.
 pub fn open(kind: DataKind, path: &Path, split: &str, choose: Choose) -> Result<Box<dyn PairSource>> {
     let parquet =
-        |images| -> Result<Box<dyn PairSource>> { Ok(Box::new(PickAPic::open(path, split, images)?)) };
+        |images| -> Result<Box<dyn PairSource>> { Ok(Box::new(ParquetPairs::open(path, split, images)?)) };
     let files = |extensions: &[&str]| match path.is_file() {
         true => Ok(vec![path.to_path_buf()]),
         false => shards::find(path, split, extensions),

@@ -70,8 +70,9 @@ pub enum Content {
 }
 
 /// Files that a folder may hold in the place of an adapter: those of a run, and PEFT's.
-const IN_FOLDERS: [&str; 3] = [
+const IN_FOLDERS: [&str; 4] = [
     "pytorch_lora_weights.safetensors",
+    "kohya_lora_weights.safetensors",
     "diffusion_pytorch_model.safetensors",
     "adapter_model.safetensors",
 ];

@@ -1,4 +1,4 @@
-//! Any LoRA as diffusers' pipelines and PEFT write it; [`super::save_lora`] is the same for what was just trained.
+//! `pytorch_lora_weights.safetensors`: a LoRA as diffusers' pipelines and PEFT write it.
 //!
 //! The scale is in the metadata: `lora_adapter_metadata` holds PEFT's `LoraConfig` of every component, ranks and alphas
 //! that differ from the commonest in its patterns. diffusers takes no `.alpha` tensors beside it.

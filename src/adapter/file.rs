@@ -96,6 +96,15 @@ pub struct NamedTensor<'a> {
 /// a map of random order, so that two equal runs would not write equal files; hence the header is made here.
 pub fn write(path: &Path, metadata: &[(&str, String)], mut tensors: Vec<NamedTensor<'_>>) -> Result<()> {
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    write_atomically_with(path, |out| stream(metadata, &tensors, out))
+}
+
+/// Writes the bytes of a file with these tensors, which are in the order of their names.
+pub(super) fn stream(
+    metadata: &[(&str, String)],
+    tensors: &[NamedTensor<'_>],
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let mut header = Map::new();
     let texts: Map<String, Value> = metadata
         .iter()
@@ -103,7 +112,7 @@ pub fn write(path: &Path, metadata: &[(&str, String)], mut tensors: Vec<NamedTen
         .collect();
     header.insert("__metadata__".into(), Value::Object(texts));
     let mut end = 0;
-    for tensor in &tensors {
+    for tensor in tensors {
         let begin = end;
         end += tensor.shape.iter().product::<usize>() * tensor.precision.bytes();
         let entry =
@@ -113,13 +122,11 @@ pub fn write(path: &Path, metadata: &[(&str, String)], mut tensors: Vec<NamedTen
     let mut header = Value::Object(header).to_string().into_bytes();
     // Values begin at a multiple of 8, which readers that map the file rely on.
     header.resize(header.len().next_multiple_of(8), b' ');
-    write_atomically_with(path, |out| {
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        tensors
-            .iter()
-            .try_for_each(|tensor| tensor.precision.write(&(tensor.values)()?, out))
-    })
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    tensors
+        .iter()
+        .try_for_each(|tensor| tensor.precision.write(&(tensor.values)()?, out))
 }
 
 /// A tensor that was read.

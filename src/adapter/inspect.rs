@@ -71,11 +71,11 @@ pub fn summarise(file: &AdapterFile) -> Summary {
         Content::Lora(modules) => {
             let lora = Lora {
                 modules: modules.clone(),
-                metadata: BTreeMap::new(),
+                metadata: file.metadata.clone(),
             };
             let norms: Vec<f64> = modules.par_iter().map(norm).collect();
             (
-                BaseModel::of(&lora.modules).map(|b| b.to_string()),
+                BaseModel::of_lora(&lora).map(|b| b.to_string()),
                 of_modules(modules, &norms),
                 groups(modules, &norms),
             )

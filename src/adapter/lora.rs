@@ -1,18 +1,17 @@
-//! `pytorch_lora_weights.safetensors`, as diffusers' pipelines write it with PEFT.
+//! What was just trained, and the configuration that goes with a LoRA in the form of diffusers and PEFT.
 //!
 //! Keys are `unet.MODULE.lora_A.weight` and `unet.MODULE.lora_B.weight` (`transformer.` for transformers). The scale is
 //! not in the tensors: the metadata's `lora_adapter_metadata` holds PEFT's `LoraConfig` as JSON, each key with the
 //! prefix. Without it readers take alpha = r.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::file::{self, NamedTensor, Precision};
-use super::scales::CONFIG;
-use crate::Result;
+use super::content::component_of;
+use super::factors::{Lora, ModuleFactors};
+use super::file::{Precision, ReadTensor};
+use super::keys::ModuleName;
 use crate::params::ParamSet;
 
 pub(super) const A: &str = ".lora_A.weight";
@@ -27,40 +26,36 @@ pub struct LoraScale {
     pub alpha: f64,
 }
 
-/// Writes an adapter of the component `prefix` (`unet` or `transformer`). The same adapter gives the same bytes.
-///
-/// # Errors
-/// The file cannot be written.
-pub fn save_lora(
-    path: &Path,
+/// What was trained of the component `prefix` (`unet` or `transformer`) as a file has it. `metadata` says on what.
+pub fn trained(
     prefix: &str,
     adapter: &ParamSet,
     scale: LoraScale,
-    precision: Precision,
-) -> Result<()> {
+    metadata: BTreeMap<String, String>,
+) -> Lora {
     let layout = adapter.layout();
-    let modules: Vec<&str> = layout
-        .names()
-        .iter()
-        .filter_map(|name| name.strip_suffix(A))
-        .collect();
-    let entries = modules.iter().map(|module| ConfigEntry {
-        module,
-        rank: scale.rank,
-        alpha: scale.alpha,
-    });
-    let config = peft_config(prefix, &entries.collect::<Vec<_>>());
-    let metadata = [
-        ("format", "pt".to_owned()),
-        (CONFIG, Value::Object(config).to_string()),
-    ];
-    let tensors = (0..layout.tensors()).map(|index| NamedTensor {
-        name: format!("{prefix}.{}", layout.names()[index]),
-        shape: layout.shape(index).to_vec(),
-        precision,
-        values: Box::new(move || Ok(Cow::Borrowed(adapter.tensor(index)))),
-    });
-    file::write(path, &metadata, tensors.collect())
+    let tensor = |name: &str| {
+        let index = layout.index_of(name)?;
+        Some(ReadTensor {
+            shape: layout.shape(index).to_vec(),
+            values: adapter.tensor(index).to_vec(),
+            precision: Precision::Fp32,
+        })
+    };
+    let module = |name: &String| {
+        let module = name.strip_suffix(A)?;
+        Some(ModuleFactors {
+            component: component_of(prefix),
+            module: ModuleName::Path(module.to_owned()),
+            down: tensor(name)?,
+            up: tensor(&format!("{module}{B}"))?,
+            alpha: scale.alpha,
+        })
+    };
+    Lora {
+        modules: layout.names().iter().filter_map(module).collect(),
+        metadata,
+    }
 }
 
 /// What a `LoraConfig` says of a module.

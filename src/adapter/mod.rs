@@ -23,6 +23,7 @@ mod init;
 pub mod inspect;
 mod keys;
 pub mod kohya;
+mod kohya_hashes;
 mod lora;
 pub mod names;
 pub mod onnx_adapter;
@@ -36,7 +37,7 @@ pub use file::{NamedTensor, Precision, ReadTensor, TensorEntry, TensorFile, writ
 pub use full::save_full;
 pub use init::{init_lora, load_lora};
 pub use keys::{ModuleName, Spelling};
-pub use lora::{LoraScale, save_lora};
+pub use lora::{LoraScale, trained};
 pub use whole::check_safetensors;
 
 #[cfg(test)]

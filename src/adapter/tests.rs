@@ -35,6 +35,12 @@ fn load(name: &str, scale: LoraScale) -> ParamSet {
     load_lora(&fixture(name), "unet", &layout(), scale).unwrap()
 }
 
+/// Writes what was trained.
+fn save(path: &Path, adapter: &ParamSet, precision: Precision) {
+    let lora = trained("unet", adapter, SIX_OVER_TWO, Default::default());
+    diffusers::write(path, &lora.in_precision(precision).unwrap()).unwrap();
+}
+
 fn refusal(path: &Path, layout: &Arc<Layout>) -> String {
     let error = load_lora(path, "unet", layout, SIX_OVER_TWO).unwrap_err();
     assert_eq!(error.exit_code(), 2);
@@ -53,14 +59,7 @@ fn metadata(path: &Path) -> Value {
 fn what_we_write_holds_what_diffusers_wrote() {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("ours.safetensors");
-    save_lora(
-        &path,
-        "unet",
-        &load("peft.safetensors", SIX_OVER_TWO),
-        SIX_OVER_TWO,
-        Precision::Fp32,
-    )
-    .unwrap();
+    save(&path, &load("peft.safetensors", SIX_OVER_TWO), Precision::Fp32);
     let (ours, theirs) = (
         std::fs::read(&path).unwrap(),
         std::fs::read(fixture("peft.safetensors")).unwrap(),
@@ -107,7 +106,7 @@ fn equal_adapters_give_equal_bytes() {
     let adapter = load("peft.safetensors", SIX_OVER_TWO);
     let bytes = |name: &str| {
         let path = temp.path().join(name);
-        save_lora(&path, "unet", &adapter, SIX_OVER_TWO, Precision::Fp32).unwrap();
+        save(&path, &adapter, Precision::Fp32);
         std::fs::read(path).unwrap()
     };
     assert_eq!(bytes("a"), bytes("b"));
@@ -154,7 +153,7 @@ fn lower_precisions_round_to_their_nearest_value() {
     let path = temp.path().join("a.safetensors");
     let adapter = load("peft.safetensors", SIX_OVER_TWO);
     for (precision, bits) in [(Precision::Fp16, 11), (Precision::Bf16, 8)] {
-        save_lora(&path, "unet", &adapter, SIX_OVER_TWO, precision).unwrap();
+        save(&path, &adapter, precision);
         let read = load_lora(&path, "unet", adapter.layout(), SIX_OVER_TWO).unwrap();
         assert_ne!(read, adapter);
         for (rounded, exact) in read.values().iter().zip(adapter.values()) {

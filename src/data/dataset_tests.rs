@@ -160,7 +160,7 @@ fn broken_images_are_counted_and_too_many_are_refused() {
     );
     let warnings = dataset.warnings().join("\n");
     assert!(
-        warnings.contains("row 3: the second image") && warnings.contains("row 8: jpg_0 holds no"),
+        warnings.contains("row 3: the second picture") && warnings.contains("row 8: jpg_0 holds no"),
         "{warnings}"
     );
     let strict = EncodeOptions {

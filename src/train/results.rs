@@ -1,6 +1,7 @@
 //! What a finished run leaves for others to load.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -9,10 +10,12 @@ use super::folder::RunFolder;
 use super::model::Model;
 use super::untouched::Untouched;
 use crate::Result;
-use crate::adapter::{self, LoraScale, NamedTensor, Precision};
+use crate::adapter::kohya::Naming;
+use crate::adapter::{self, BaseModel, Lora, LoraScale, NamedTensor, Precision};
 use crate::config::Config;
-use crate::config::adapter::AdapterConfig;
+use crate::config::adapter::{AdapterConfig, LoraConfig};
 use crate::data::{Dataset, Preference};
+use crate::diffusion::PredictionType;
 use crate::fsutil::write_atomically;
 use crate::margin::MarginMeter;
 use crate::params::ParamSet;
@@ -28,8 +31,15 @@ pub fn write(
     engine: &Engine,
     policy: &ParamSet,
 ) -> Result<()> {
-    if let AdapterConfig::Lora(_) = &config.adapter {
-        return write_to(&folder.adapter(), config, model, engine, policy);
+    if let AdapterConfig::Lora(lora) = &config.adapter {
+        let trained = trained(lora, config, model, policy);
+        if lora.format.has_diffusers() {
+            adapter::diffusers::write(&folder.adapter(), &trained)?;
+        }
+        if lora.format.has_kohya() {
+            adapter::kohya::write(&folder.kohya_adapter(), &trained, Naming::Auto)?;
+        }
+        return Ok(());
     }
     let untouched = Untouched::of(model, policy.layout())?;
     let mut tensors = torch_tensors(engine, policy);
@@ -55,14 +65,39 @@ pub fn write_to(
     policy: &ParamSet,
 ) -> Result<()> {
     match &config.adapter {
-        AdapterConfig::Lora(lora) => {
-            let scale = LoraScale {
-                rank: lora.rank,
-                alpha: lora.alpha(),
-            };
-            adapter::save_lora(path, model.prefix(), policy, scale, Precision::Fp32)
-        }
+        AdapterConfig::Lora(lora) => adapter::diffusers::write(path, &trained(lora, config, model, policy)),
         AdapterConfig::Full(_) => adapter::save_full(path, torch_tensors(engine, policy), None),
+    }
+}
+
+/// The trained adapter, with a note on what it is for: by their names alone, not all adapters of SDXL can be told from others.
+fn trained(lora: &LoraConfig, config: &Config, model: &Model, policy: &ParamSet) -> Lora {
+    let scale = LoraScale {
+        rank: lora.rank,
+        alpha: lora.alpha(),
+    };
+    let mut notes = BTreeMap::new();
+    if let Some(base) = family(model) {
+        notes.insert("ss_base_model_version".to_owned(), base.version().to_owned());
+        let prediction = match model.schedule.prediction_type() {
+            PredictionType::VPrediction => "v",
+            PredictionType::Epsilon => "epsilon",
+        };
+        notes.insert("modelspec.prediction_type".to_owned(), prediction.to_owned());
+        let side = config.data.resolution;
+        notes.insert("modelspec.resolution".to_owned(), format!("{side}x{side}"));
+    }
+    adapter::trained(model.prefix(), policy, scale, notes)
+}
+
+/// The family of a model whose captions have the width of one.
+fn family(model: &Model) -> Option<BaseModel> {
+    let config = model.folder.config(model.component).ok()?;
+    match config.number("cross_attention_dim").ok()? as usize {
+        768 => Some(BaseModel::Sd1),
+        1024 => Some(BaseModel::Sd2),
+        2048 => Some(BaseModel::Sdxl),
+        _ => None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{Images, ParquetPairs};
 use crate::Result;
 use crate::data::shards::{PARQUET, splits};
-use crate::data::{At, Content, PairSource, Picture, Place, Preference, Row};
+use crate::data::{Content, PairSource, Preference, Row, image};
 use crate::rng::PairId;
 
 fn fixture(name: &str) -> PathBuf {

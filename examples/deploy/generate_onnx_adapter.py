@@ -16,9 +16,11 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 base, adapter, prompt, output = sys.argv[1:]
+onnxruntime.set_default_logger_severity(3)  # of every input with a default ONNX Runtime warns that it is one
 networks = ("text_encoder", "unet", "vae_decoder")
 text_encoder, unet, decoder = (onnxruntime.InferenceSession(f"{base}/{part}/model.onnx") for part in networks)
-side, scale = (json.load(open(f"{base}/{p}/config.json"))[k] for p, k in (("unet", "sample_size"), ("vae_decoder", "scaling_factor")))
+side = json.load(open(f"{base}/unet/config.json"))["sample_size"]
+scale = json.load(open(f"{base}/vae_decoder/config.json"))["scaling_factor"]
 weights, with_adapter = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
 weights.Load(adapter)
 with_adapter.add_active_adapter(weights)

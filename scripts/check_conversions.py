@@ -326,6 +326,7 @@ def check_images(run: Program, name: str, model: Path, build, folder: Path) -> N
     ).images[0]
     ours = np.asarray(Image.open(out / "images" / "00000-0.png")).astype(int)
     difference = np.abs(ours - np.round(255 * theirs).astype(int))
+    assert ours.std() > 5, "the image shows nothing"
     assert difference.max() <= 1 and difference.mean() < 0.01, (difference.max(), difference.mean())
     print(f"  images: {ours.shape[1]}x{ours.shape[0]}, {(difference > 0).sum()} of {ours.size} levels differ, by 1 at most")
 

@@ -247,3 +247,32 @@ fn a_full_run_is_a_whole_model_and_merges_into_external_data() {
     assert!(text.contains("changes none of the weights of"), "{text}");
     assert!(!workspace.path("again").exists());
 }
+
+/// Both forms of a run's adapter do the same; views of their own make another run, but the same one every time.
+#[test]
+fn a_run_leaves_the_forms_that_are_asked_for() {
+    let workspace = Workspace::new();
+    let short = [
+        "train={steps: 2, pairs_per_step: 2, eval_every: 0, checkpoint_every: 2}",
+        "data.flip=true",
+    ];
+    let run = |name: &str, more: &[&str]| workspace.trained(name, &[&short, more].concat());
+    let both = run("both", &["adapter.format=both"]);
+    let kohya = run("kohya", &["adapter.format=kohya", "data.independent_views=false"]);
+    let own = run("own", &["data.independent_views=true"]);
+    let own_again = run("own-again", &["data.independent_views=true"]);
+    let (diffusers_file, kohya_file) = (
+        "pytorch_lora_weights.safetensors",
+        "kohya_lora_weights.safetensors",
+    );
+    assert!(both.join(diffusers_file).is_file() && both.join(kohya_file).is_file());
+    assert!(!kohya.join(diffusers_file).exists() && !own.join(kohya_file).exists());
+    let model = fixtures().join("optimum-sd");
+    let of = |path: &Path| latents(&model, &[&path.display().to_string()]);
+    let expected = of(&both.join(diffusers_file));
+    assert_eq!(of(&both.join(kohya_file)), expected);
+    assert_eq!(of(&kohya), expected);
+    let file = |run: &Path| fs::read(run.join(diffusers_file)).unwrap();
+    assert_eq!(file(&own), file(&own_again));
+    assert_ne!(file(&own), file(&both));
+}

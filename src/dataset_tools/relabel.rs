@@ -189,9 +189,12 @@ struct Seen {
     content: Found,
 }
 
+/// A pair, what was said of it, and its files.
+type Compared = (Pair, Option<Preference>, [Vec<u8>; 2]);
+
 enum Found {
     /// Two pictures and what was said of them, or what is wrong with their files.
-    Pictures(Result<(Pair, Option<Preference>, [Vec<u8>; 2]), String>),
+    Pictures(Result<Compared, String>),
     /// Nobody labelled it, and it has not two pictures.
     Nothing,
     Damaged,

@@ -94,7 +94,9 @@ fn main() {
     for (name, sizes) in SIZES {
         let [queries, keys, heads, width] = sizes;
         let values = |rows: usize, seed: f32| -> Vec<f32> {
-            (0..2 * rows * heads * width).map(|i| (i as f32 * seed).sin()).collect()
+            (0..2 * rows * heads * width)
+                .map(|i| (i as f32 * seed).sin())
+                .collect()
         };
         let (q, k) = (values(queries, 0.7), values(keys, 1.3));
         let (v, dy) = (values(keys, 2.1), values(queries, 0.37));
@@ -105,7 +107,11 @@ fn main() {
             ("v", TensorView::f32(&shape(keys), &v)),
             ("dy", TensorView::f32(&shape(queries), &dy)),
         ];
-        let forms = [None, Some(AttentionGradient::Chunks), Some(AttentionGradient::Fused)];
+        let forms = [
+            None,
+            Some(AttentionGradient::Chunks),
+            Some(AttentionGradient::Fused),
+        ];
         let mut sessions = forms.map(|form| session(&graph(sizes, form)));
         let mut turns = Vec::with_capacity(TURNS);
         for turn in 0..=TURNS {

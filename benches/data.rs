@@ -189,7 +189,7 @@ fn look(name: &str, kind: DataKind, path: &Path) {
             splits: Vec::new(),
             choose: Choose::All,
         };
-        let (_, splits) = input.open().expect("the data set was just written");
+        let splits = input.open().expect("the data set was just written").splits;
         let go_on = &mut |_| ControlFlow::Continue(());
         inspect(&splits, Look::default(), None, go_on).expect("the data set was just written")
     });

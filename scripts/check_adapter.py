@@ -1,9 +1,11 @@
-"""Loads an adapter that ortdpo wrote with diffusers and PEFT, and checks that nothing is missing or left over.
+"""Loads what ortdpo trained with diffusers and PEFT, and checks that nothing is missing or left over.
 
-Every tensor of the file must be in the model after loading, every adapted module's scale must be alpha/rank, and the
-model must compute something else with the adapter than without.
+Of an adapter every tensor must be in the model after loading, every adapted module's scale must be alpha/rank, and the
+model must compute something else with the adapter than without. The folder of a run that trained whole weights must load
+as a UNet with every weight, those that were not trained being the model's.
 
 Usage: python scripts/check_adapter.py ADAPTER.safetensors UNET_CONFIG.json
+       python scripts/check_adapter.py RUN_FOLDER UNET_FOLDER
 """
 
 import json
@@ -16,6 +18,8 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging
 from peft.utils import get_peft_model_state_dict
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "fixtures"))
 
 PREFIX = "unet."
 
@@ -44,8 +48,26 @@ def predict(unet):
         return unet(sample, torch.tensor([500]), text).sample
 
 
+def check_full(run, model):
+    """A run that trained whole weights, or some of them, of the exported UNet in the folder `model`."""
+    from weights import load_weights
+
+    unet, report = UNet2DConditionModel.from_pretrained(run, output_loading_info=True)
+    assert not any(report.values()), report
+    original = UNet2DConditionModel.from_config(json.loads((model / "config.json").read_text()))
+    load_weights(original, model / "model.onnx")
+    before = original.state_dict()
+    changed = [key for key, value in unet.state_dict().items() if not torch.equal(value, before[key])]
+    assert changed, "nothing was trained"
+    difference = (predict(unet.eval()) - predict(original.eval())).abs().max().item()
+    assert difference > 0
+    print(f"{run}: {len(before)} weights, {len(changed)} trained, output changes by up to {difference:.3g}")
+
+
 def main(adapter, config):
     logging.set_verbosity_error()
+    if adapter.is_dir():
+        return check_full(adapter, config)
     torch.manual_seed(1)
     unet = UNet2DConditionModel.from_config(json.loads(config.read_text())).eval()
     before = predict(unet)

@@ -7,6 +7,8 @@ pipelines  Random adapters on small pipelines (models/tiny-sd and the test fixtu
            files load in diffusers without a missing or unexpected key, have their scales there, and change the noise
            prediction as they do when ortdpo merges them into ONNX weights.
 onnx       ONNX Runtime reads the .onnx_adapter with the same numbers, and predicts the same with the exported base.
+images     From the same noise `ortdpo generate` and diffusers make the same images with an adapter, in a few steps of DDIM.
+full       Whole weights: a folder as full fine-tuning leaves it loads in diffusers, and merged they predict the same.
 
 Usage: python scripts/check_conversions.py [--ortdpo target/release/ortdpo]
 """
@@ -23,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import (
     convert_state_dict_to_diffusers,
@@ -34,6 +36,7 @@ from diffusers.utils import (
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -287,6 +290,45 @@ def check_pipeline(run: Program, name: str, model: Path, build, folder: Path) ->
         assert error < 2e-5, error
         print(f"  {key}: loads in diffusers, off from ortdpo by {error:.1e}")
     check_onnx(run, name, model, first, expected, given, folder)
+    check_full(run, name, model, build(), given, folder)
+
+
+def check_full(run: Program, name: str, model: Path, pipeline, given, folder: Path) -> None:
+    """Whole weights that differ from the model's, in the folder that full fine-tuning leaves."""
+    tuned = folder / f"{name}-full"
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for weight in pipeline.unet.parameters():
+            weight += 0.01 * torch.randn(weight.shape, generator=generator)
+    pipeline.unet.save_pretrained(tuned)
+    loaded_again, report = UNet2DConditionModel.from_pretrained(tuned, output_loading_info=True)
+    assert not any(report.values()), report
+    run("merge", "--model", model, "--adapter", tuned, "--output", folder / f"{name}-full-merged")
+    error = off(predict_torch(loaded_again, given), predict_onnx(folder / f"{name}-full-merged", given))
+    assert error < 2e-5, error
+    print(f"  full: all weights, off from ortdpo by {error:.1e}")
+
+
+def check_images(run: Program, name: str, model: Path, build, folder: Path) -> None:
+    """Images of both programs from the same noise; levels of 255 may differ by one where rounding decides."""
+    adapter, out = folder / f"{name}-first.safetensors", folder / f"{name}-images"
+    steps, guidance, prompt = 4, 3.0, "ab cd"
+    noise = folder / f"{name}-noise.safetensors"
+    settings = ("--steps", steps, "--guidance", guidance, "--sampler", "ddim", "--prompt", prompt)
+    run("generate", "--model", model, "--adapter", adapter, *settings, "--noise", noise, "--output", out)
+    pipeline = build()
+    load(pipeline, adapter)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DDIMScheduler.from_config(json.loads((model / "scheduler" / "scheduler_config.json").read_text()))
+    latents = load_file(noise)["00000-0"][None]
+    theirs = pipeline(
+        prompt, num_inference_steps=steps, guidance_scale=guidance, latents=latents, output_type="np"
+    ).images[0]
+    ours = np.asarray(Image.open(out / "images" / "00000-0.png")).astype(int)
+    difference = np.abs(ours - np.round(255 * theirs).astype(int))
+    assert ours.std() > 5, "the image shows nothing"
+    assert difference.max() <= 1 and difference.mean() < 0.01, (difference.max(), difference.mean())
+    print(f"  images: {ours.shape[1]}x{ours.shape[0]}, {(difference > 0).sum()} of {ours.size} levels differ, by 1 at most")
 
 
 def check_onnx(run: Program, name: str, model: Path, first: Path, expected, given, folder: Path) -> None:
@@ -356,7 +398,9 @@ def main() -> None:
         for architecture in ("sd15", "sdxl"):
             check_names(run, architecture, folder)
         check_pipeline(run, "sd", fixtures / "optimum-sd", tiny(optimum_sd), folder)
+        check_images(run, "sd", fixtures / "optimum-sd", tiny(optimum_sd), folder)
         check_pipeline(run, "xl", fixtures / "optimum-sdxl", tiny(optimum_sdxl), folder)
+        check_images(run, "xl", fixtures / "optimum-sdxl", tiny(optimum_sdxl), folder)
         model = ROOT / "models" / "tiny-sd"
         check_pipeline(run, "tiny-sd", model, lambda: bench_generate.load_pipeline(model), folder)
         check_ldm(run, folder)

@@ -163,3 +163,17 @@ fn wrong_input_type(place: &str, dtype: DType) -> Error {
         "Export it with fp32 or fp16 and integer tokens.",
     )
 }
+
+/// A matrix of `rows` × `columns`, row by row, turned.
+pub fn transposed<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
+    let at = |i: usize| values[(i % rows) * columns + i / rows];
+    (0..values.len()).map(at).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_turned_matrix_has_columns_for_rows() {
+        assert_eq!(super::transposed(&[1, 2, 3, 4, 5, 6], 2, 3), [1, 4, 2, 5, 3, 6]);
+    }
+}

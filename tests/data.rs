@@ -8,7 +8,7 @@ use std::process::Output;
 
 use common::train::{Workspace, metrics};
 use common::{fixtures, ortdpo, stderr, stdout};
-use ortdpo::data::{Content, Images, Pair, PairSource, PickAPic, Preference};
+use ortdpo::data::{Content, Images, Pair, PairSource, ParquetPairs, Preference};
 use serde_json::Value;
 
 fn dataset(name: &str) -> String {
@@ -46,7 +46,7 @@ fn json(output: &Output) -> Value {
 }
 
 fn rows(folder: &Path, split: &str) -> Vec<Pair> {
-    let source = PickAPic::open(folder, split, Images::Pairs).unwrap();
+    let source = ParquetPairs::open(folder, split, Images::Pairs).unwrap();
     let rows = source.rows().unwrap().map(|row| match row.unwrap().content {
         Content::Pair(pair) => pair,
         other => panic!("{other:?}"),
@@ -158,11 +158,29 @@ fn pictures_that_look_alike_are_found_and_others_are_not() {
     let larger = image::imageops::resize(&one, 100, 100, image::imageops::FilterType::CatmullRom);
     larger.save(at.path().join("larger.png")).unwrap();
     picture(40).save(at.path().join("other.png")).unwrap();
+    // In another split, with a name of its own.
+    let smaller = image::imageops::resize(&one, 48, 48, image::imageops::FilterType::CatmullRom);
+    smaller.save(at.path().join("smaller.png")).unwrap();
+    picture(80).save(at.path().join("third.png")).unwrap();
+    let heldout = "{\"prompt\": \"b\", \"chosen\": \"third.png\", \"rejected\": \"smaller.png\"}\n";
+    fs::write(at.path().join("heldout.jsonl"), heldout).unwrap();
     let list = "{\"prompt\": \"a\", \"chosen\": \"one.png\", \"rejected\": \"other.png\"}\n\
                 {\"prompt\": \"a\", \"chosen\": \"again.jpg\", \"rejected\": \"larger.png\"}\n";
     fs::write(at.path().join("train.jsonl"), list).unwrap();
     let report = json(&data(at.path(), &["inspect", ".", "--alike", "--format", "json"]));
-    assert_eq!(report["splits"][0]["duplicates"]["alike"], 3, "{report}");
+    let [heldout, train] = [&report["splits"][0], &report["splits"][1]];
+    assert_eq!(heldout["duplicates"]["alike"], 0, "{report}");
+    assert_eq!(train["duplicates"]["alike"], 3, "{report}");
+    let example = train["duplicates"]["alike_examples"][0].as_str().unwrap();
+    assert!(example.contains("picture of ./train.jsonl, line "), "{example}");
+    assert_eq!(report["shared"]["alike"], 4, "{report}");
+    assert_eq!(report["shared"]["pictures"], 0);
+    let example = report["shared"]["alike_examples"][0].as_str().unwrap();
+    assert!(
+        example.contains("the second picture of ./heldout.jsonl, line 1 and")
+            && example.contains("train.jsonl"),
+        "{example}"
+    );
 }
 
 #[test]
@@ -461,4 +479,94 @@ fn training_reads_every_kind_and_gets_the_same_pairs() {
         text.contains("more than 5% of its 8 rows are damaged, such as") && text.contains("line 2"),
         "{text}"
     );
+}
+
+#[test]
+fn a_division_that_leaves_a_part_empty_is_refused() {
+    let at = tempfile::tempdir().unwrap();
+    let split = |share: &str| {
+        let from = dataset("hpdv3");
+        data(at.path(), &["split", &from, "out", "--held-out", share])
+    };
+    let text = refused(&split("0.01"));
+    assert!(
+        text.contains("none is held out") && text.contains("Give another --held-out or --seed"),
+        "{text}"
+    );
+    assert!(refused(&split("0.999")).contains("none is left to train on"));
+    assert_eq!(names(at.path()), [""; 0]);
+    done(&split("0"));
+    assert_eq!(names(&at.path().join("out")), ["train-00000-of-00001.parquet"]);
+}
+
+#[test]
+fn a_sheet_that_cannot_be_written_is_refused_before_the_work() {
+    let at = tempfile::tempdir().unwrap();
+    let text = refused(&data(
+        at.path(),
+        &["inspect", &dataset("broken-jsonl"), "--sheet", "none/sheet.png"],
+    ));
+    assert!(
+        text.contains("none/sheet.png: cannot be written: there is no folder none"),
+        "{text}"
+    );
+}
+
+/// HPDv2 as it is published, with lists of prompts for benchmarks.
+#[test]
+fn lists_of_other_things_are_named_and_left_aside() {
+    let at = tempfile::tempdir().unwrap();
+    common::train::copy(Path::new(&dataset("hpdv2")), &at.path().join("HPDv2"));
+    fs::create_dir(at.path().join("HPDv2/benchmark")).unwrap();
+    fs::write(at.path().join("HPDv2/benchmark/anime.json"), "[\"a cat\"]").unwrap();
+    let inspect = |more: &[&str]| {
+        let mut command = ortdpo(at.path());
+        command.args(["data", "inspect", "HPDv2"]).args(more);
+        command.output().unwrap()
+    };
+    for more in [&[][..], &["--from", "hpdv2"]] {
+        let output = inspect(more);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(stdout(&output).contains("split test") && stdout(&output).contains("split train"));
+        let said = stderr(&output);
+        assert!(
+            said.contains("HPDv2/benchmark/anime.json: left aside, since it is no list of hpdv2"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn pairs_that_nobody_compared_can_be_labelled() {
+    let at = tempfile::tempdir().unwrap();
+    for name in ["red.png", "grey.png", "blue.png"] {
+        let from = fixtures().join("datasets/jsonl/pictures").join(name);
+        fs::copy(from, at.path().join(name)).unwrap();
+    }
+    let list = "{\"prompt\": \"a red square\", \"image_0\": \"grey.png\", \"image_1\": \"red.png\", \"label\": null}\n\
+                {\"prompt\": \"a red square\", \"chosen\": \"red.png\", \"rejected\": \"blue.png\"}\n";
+    fs::write(at.path().join("pairs.jsonl"), list).unwrap();
+    let report = json(&data(
+        at.path(),
+        &[
+            "relabel",
+            "pairs.jsonl",
+            "out",
+            "--reward",
+            "clip",
+            "--format",
+            "json",
+        ],
+    ));
+    assert_eq!(
+        (&report["scored"], &report["unlabelled"], &report["left_out"]),
+        (&2.into(), &1.into(), &0.into())
+    );
+    let written = rows(&at.path().join("out"), "train");
+    assert_eq!(written.len(), 2);
+    assert_eq!(
+        written[0].images[1].read().unwrap(),
+        fs::read(at.path().join("red.png")).unwrap()
+    );
+    assert!(written[0].scores.is_some());
 }

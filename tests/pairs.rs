@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use arrow_array::RecordBatch;
 use arrow_array::cast::AsArray;
 use image::{Rgb, RgbImage};
-use ortdpo::data::{Content, Images, PairSource, PickAPic, Preference};
+use ortdpo::data::{Content, Images, PairSource, ParquetPairs, Preference};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
@@ -50,7 +50,7 @@ fn pictures(folder: &Path) {
 }
 
 fn rows(folder: &Path, split: &str) -> Vec<ortdpo::data::Pair> {
-    let source = PickAPic::open(folder, split, Images::Pairs).unwrap();
+    let source = ParquetPairs::open(folder, split, Images::Pairs).unwrap();
     let rows = source.rows().unwrap().map(|row| match row.unwrap().content {
         Content::Pair(pair) => pair,
         other => panic!("{other:?}"),

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use common::fixtures;
 use common::train::{Workspace, json, refused};
-use ortdpo::adapter::{self, LoraScale, Precision};
+use ortdpo::adapter::{self, LoraScale};
 use ortdpo::autodiff::Recompute;
 use ortdpo::config::runtime::MixedPrecision;
 use ortdpo::config::samples::SamplesConfig;
@@ -95,7 +95,8 @@ fn they_are_what_generate_makes() {
         rank: RANK,
         alpha: RANK as f64,
     };
-    adapter::save_lora(&file, "unet", &weights, scale, Precision::Fp32).unwrap();
+    let lora = adapter::trained("unet", &weights, scale, Default::default());
+    adapter::diffusers::write(&file, &lora).unwrap();
     let prompt = |text: &str| Prompt {
         text: text.to_owned(),
         fields: Default::default(),

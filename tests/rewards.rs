@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use ortdpo::data::image::decode;
-use ortdpo::data::{Content, Images, PairSource, PickAPic, Row};
+use ortdpo::data::{Content, Images, PairSource, ParquetPairs, Row};
 use ortdpo::reward::{RewardModel, manifest};
 use ortdpo::runtime::SessionOptions;
 use serde_json::Value;
@@ -28,7 +28,7 @@ fn open(name: &str) -> RewardModel {
 fn held_out() -> (Vec<RgbImage>, Vec<String>, Vec<Value>) {
     let expected = fs::read(common::fixtures().join("tiny_rewards.json")).unwrap();
     let expected: Vec<Value> = serde_json::from_slice(&expected).unwrap();
-    let source = PickAPic::open(
+    let source = ParquetPairs::open(
         &repository().join("models/tiny-sd/pairs"),
         "heldout",
         Images::Pairs,

@@ -112,3 +112,61 @@ fn bad_configurations_end_with_code_2_and_one_line() {
         );
     }
 }
+
+/// Diffusion-DPO's launchers and paper, and what Rethinking DPO adds to them; numbers that no source gives are not looked at.
+#[test]
+fn recipes_hold_the_published_numbers() {
+    let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let resolved = |name: &str| -> serde_yaml::Value {
+        let mut command = ortdpo(repository);
+        command.args(["train", "--print-config", "--config"]);
+        let output = command.arg(format!("recipes/{name}.yaml")).output().unwrap();
+        serde_yaml::from_str(&stdout(&output)).unwrap()
+    };
+    for (family, delta) in [("sd15", 5.0e-3), ("sdxl", 2.0e-3)] {
+        let is_xl = family == "sdxl";
+        for method in ["diffusion-dpo", "rethinking-dpo"] {
+            let config = resolved(&format!("{family}-{method}"));
+            let at = |path: &str| path.split('.').fold(&config, |value, key| &value[key]);
+            let text = |path: &str, expected: &str| {
+                assert_eq!(at(path).as_str(), Some(expected), "{family}-{method}: {path}");
+            };
+            let number = |path: &str, expected: f64| {
+                assert_eq!(at(path).as_f64(), Some(expected), "{family}-{method}: {path}");
+            };
+            text("adapter.kind", "full");
+            text("objective.kind", "dpo");
+            text("data.ties", "drop");
+            text("optimizer.kind", if is_xl { "adafactor" } else { "adamw" });
+            text("optimizer.schedule.kind", "constant");
+            // 1e-8, multiplied by the batch.
+            for (path, expected) in [
+                ("optimizer.lr", 1.0e-8 * 2048.0),
+                ("optimizer.weight_decay", 0.01),
+                ("optimizer.clip_norm", 1.0),
+                ("optimizer.schedule.warmup", if is_xl { 200.0 } else { 500.0 }),
+                ("objective.beta", 5000.0),
+                ("train.pairs_per_step", 2048.0),
+                ("train.steps", 2000.0),
+                ("data.prompt_dropout", 0.2),
+                ("data.resolution", if is_xl { 1024.0 } else { 512.0 }),
+            ] {
+                number(path, expected);
+            }
+            if is_xl {
+                text("data.micro_conditioning", "target");
+            }
+            if method == "diffusion-dpo" {
+                text("reference.update", "frozen");
+                continue;
+            }
+            text("reference.update", "copy");
+            text("reference.anchor.kind", "gate");
+            text("timestep.sampling.kind", "geometric");
+            text("timestep.reward_scale", "inverse_sqrt_snr");
+            number("reference.every", 32.0);
+            number("reference.anchor.delta", delta);
+            number("timestep.sampling.gamma", 0.9);
+        }
+    }
+}

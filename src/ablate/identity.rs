@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::adapter::content::file_of;
 use crate::config::TrainPlan;
 use crate::config::adapter::AdapterConfig;
 use crate::eval::config::EvalPlan;
@@ -68,9 +69,11 @@ impl Files {
         let (samples, rollout) = (&plan.samples, &plan.rollout);
         let mut rewards: Vec<&String> = samples.rewards.iter().chain(&samples.features).collect();
         let mut files = vec![samples.file.as_deref()];
-        if let AdapterConfig::Lora(lora) = &plan.adapter {
-            files.push(lora.init.as_deref());
-        }
+        let init = match &plan.adapter {
+            AdapterConfig::Lora(lora) => lora.init.as_deref().map(file_of).transpose()?,
+            AdapterConfig::Full(_) => None,
+        };
+        files.push(init.as_deref());
         if plan.objective.objective().needs().experience.is_online() {
             files.extend([rollout.prompts.as_deref(), rollout.labels.as_deref()]);
             rewards.extend(rollout.labels.is_none().then_some(&rollout.reward));

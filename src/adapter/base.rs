@@ -1,6 +1,8 @@
 //! Which kind of model an adapter was trained on, told from its modules.
 
-use super::factors::ModuleFactors;
+use std::collections::BTreeMap;
+
+use super::factors::{Lora, ModuleFactors};
 use super::names;
 use crate::model_folder::Component;
 
@@ -26,6 +28,34 @@ impl std::fmt::Display for BaseModel {
 }
 
 impl BaseModel {
+    /// The family that an adapter is for: what its modules tell, else what its metadata says.
+    pub fn of_lora(lora: &Lora) -> Option<Self> {
+        Self::of(&lora.modules).or_else(|| Self::of_metadata(&lora.metadata))
+    }
+
+    /// The family that the keys of Kohya's scripts and of ModelSpec name.
+    fn of_metadata(metadata: &BTreeMap<String, String>) -> Option<Self> {
+        let begins = |key: &str, name: &str| metadata.get(key).is_some_and(|text| text.starts_with(name));
+        let families = [
+            (Self::Sdxl, "sdxl", "stable-diffusion-xl"),
+            (Self::Sd2, "sd_v2", "stable-diffusion-v2"),
+            (Self::Sd1, "sd_v1", "stable-diffusion-v1"),
+        ];
+        let named = |(_, version, architecture): &(Self, &str, &str)| {
+            begins("ss_base_model_version", version) || begins("modelspec.architecture", architecture)
+        };
+        families.into_iter().find(named).map(|(family, ..)| family)
+    }
+
+    /// What [`BaseModel::of_lora`] reads in the metadata.
+    pub fn version(self) -> &'static str {
+        match self {
+            Self::Sd1 => "sd_v1",
+            Self::Sd2 => "sd_v2",
+            Self::Sdxl => "sdxl_base_v1-0",
+        }
+    }
+
     /// The family of the model that `modules` fit, if they tell: by the width of what cross-attention reads, else
     /// by layers that only SDXL has.
     pub fn of(modules: &[ModuleFactors]) -> Option<Self> {
@@ -50,7 +80,16 @@ fn is_sdxls(module: &ModuleFactors) -> bool {
     };
     match module.component {
         Component::TextEncoder2 => true,
-        Component::Unet => name.starts_with("add_embedding") || deep().is_some_and(|index| index > 0),
+        Component::Unet => {
+            let reads = [("up_blocks_0_attentions", 1280), ("up_blocks_1_attentions", 640)];
+            // Self-attention of Stable Diffusion 1.x and 2.x is not there, or of another width.
+            let own = reads.iter().find(|(block, _)| name.starts_with(block));
+            let is_own =
+                |(_, width): &(&str, usize)| name.contains("attn1_to_") && module.columns() == *width;
+            name.starts_with("add_embedding")
+                || deep().is_some_and(|index| index > 0)
+                || own.is_some_and(is_own)
+        }
         _ => false,
     }
 }

@@ -4,22 +4,22 @@
 //! |---|---|---|
 //! | this program, diffusers, PEFT | `unet.MODULE.lora_A.weight`, `text_encoder.…`, `text_encoder_2.…` | metadata, else alpha = rank |
 //! | older diffusers | `unet.MODULE.lora.down.weight`, `….attn1.processor.to_q_lora.down.weight` | alpha = rank |
-//! | PEFT alone | `base_model.model.MODULE.lora_A.weight` | alpha = rank |
+//! | PEFT alone | `base_model.model.MODULE.lora_A.weight` | `adapter_config.json` beside the file, else alpha = rank |
 //! | Kohya's scripts | `lora_unet_MODULE_WITH_UNDERSCORES.lora_down.weight`, `lora_te_…`, `lora_te1_…`, `lora_te2_…` | `.alpha` beside each |
 //! | this program, for ONNX Runtime | `unet.MODULE.lora_A` ([`super::onnx_adapter`]) | in B |
 //!
 //! A file without any factor holds whole weights of the denoiser under PyTorch's names, as full fine-tuning writes them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::factors::ModuleFactors;
-use super::file::{self, ReadTensor};
+use super::file::{ReadTensor, TensorFile};
 use super::keys::{self, Key, ModuleName, Role, Spelling};
-use super::lora::FileScales;
 use super::onnx_adapter;
+use super::scales::FileScales;
 use super::whole::check_safetensors;
 use crate::model_folder::Component;
 use crate::{Error, Result};
@@ -65,8 +65,34 @@ impl std::fmt::Display for Format {
 pub enum Content {
     /// Low-rank factors by module.
     Lora(Vec<ModuleFactors>),
-    /// Whole weights of the denoiser, by PyTorch's names.
-    Full(Vec<(String, ReadTensor)>),
+    /// Whole weights of the denoiser, by PyTorch's names; read one by one when they are used.
+    Full(TensorFile),
+}
+
+/// Files that a folder may hold in the place of an adapter: those of a run, and PEFT's.
+const IN_FOLDERS: [&str; 4] = [
+    "pytorch_lora_weights.safetensors",
+    "kohya_lora_weights.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "adapter_model.safetensors",
+];
+
+/// The adapter's file where `path` may be the folder of a run or of PEFT.
+///
+/// # Errors
+/// It is a folder without such a file.
+pub fn file_of(path: &Path) -> Result<PathBuf> {
+    if !path.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    let found = IN_FOLDERS.map(|name| path.join(name));
+    found.into_iter().find(|file| file.is_file()).ok_or_else(|| {
+        Error::bad(
+            path.display().to_string(),
+            format!("holds none of {}", IN_FOLDERS.join(", ")),
+            "Name the adapter's file, or the folder of a finished run.",
+        )
+    })
 }
 
 /// Reads `path`.
@@ -82,15 +108,15 @@ pub fn read(path: &Path) -> Result<AdapterFile> {
             metadata: BTreeMap::new(),
         });
     }
-    let read = file::read(path)?;
+    let file = TensorFile::open(path)?;
     let text = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
-    let metadata = read.metadata.iter().filter_map(text).collect();
-    let (format, content) = match read.tensors.iter().any(|(key, _)| keys::is_factor(key)) {
+    let metadata = file.metadata.iter().filter_map(text).collect();
+    let (format, content) = match file.entries().iter().any(|entry| keys::is_factor(&entry.name)) {
         true => {
-            let (spelling, modules) = factors(path, read.tensors, &read.metadata)?;
+            let (spelling, modules) = factors(&file)?;
             (Format::Lora(spelling), Content::Lora(modules))
         }
-        false => (Format::Full, weights(path, read.tensors)?),
+        false => (Format::Full, weights(file)?),
     };
     Ok(AdapterFile {
         format,
@@ -111,19 +137,16 @@ pub fn check_file(path: &Path) -> Result<()> {
     }
 }
 
-fn weights(path: &Path, tensors: Vec<(String, ReadTensor)>) -> Result<Content> {
+fn weights(file: TensorFile) -> Result<Content> {
     let is_weight = |key: &str| key.ends_with(".weight") || key.ends_with(".bias");
-    let place = || path.display().to_string();
-    if tensors.is_empty() {
+    let place = || file.path().display().to_string();
+    let names = || file.entries().iter().map(|entry| entry.name.as_str());
+    if file.entries().is_empty() {
         return Err(Error::bad(place(), "holds no tensor", "Give an adapter."));
     }
-    let odd: Vec<&str> = tensors
-        .iter()
-        .map(|(key, _)| key.as_str())
-        .filter(|key| !is_weight(key))
-        .collect();
+    let odd: Vec<&str> = names().filter(|key| !is_weight(key)).collect();
     match odd.is_empty() {
-        true => Ok(Content::Full(tensors)),
+        true => Ok(Content::Full(file)),
         false => Err(Error::bad(
             place(),
             format!(
@@ -155,57 +178,91 @@ struct Gathered {
 
 type Entry = (&'static str, ModuleName);
 
-fn factors(
-    path: &Path,
-    tensors: Vec<(String, ReadTensor)>,
-    metadata: &Map<String, Value>,
-) -> Result<(Spelling, Vec<ModuleFactors>)> {
-    let mut unknown: Vec<String> = Vec::new();
+impl Gathered {
+    /// Takes a tensor; whether there was one already.
+    fn put(&mut self, role: Role, tensor: ReadTensor) -> bool {
+        match role {
+            Role::Down => self.down.replace(tensor).is_some(),
+            Role::Up => self.up.replace(tensor).is_some(),
+            Role::Alpha => {
+                let alpha = tensor.values.first().map(|v| f64::from(*v));
+                std::mem::replace(&mut self.alpha, alpha).is_some()
+            }
+        }
+    }
+}
+
+fn factors(file: &TensorFile) -> Result<(Spelling, Vec<ModuleFactors>)> {
+    let path = file.path();
+    let mut unknown: Vec<&str> = Vec::new();
     let mut gathered: BTreeMap<Entry, Gathered> = BTreeMap::new();
     let mut spellings: Vec<Spelling> = Vec::new();
-    for (key, tensor) in tensors {
+    for entry in file.entries() {
+        let key = entry.name.as_str();
+        let tensor = file.read(entry)?;
         if let Some(value) = tensor.values.iter().find(|value| !value.is_finite()) {
-            return Err(not_finite(path, &key, *value));
+            return Err(not_finite(path, key, *value));
         }
         let Some(Key {
             component,
             module,
             role,
             spelling,
-        }) = keys::parse(&key)
+        }) = keys::parse(key)
         else {
             unknown.push(key);
             continue;
         };
         spellings.push(spelling);
-        let entry = gathered.entry((component.folder(), module)).or_default();
-        match role {
-            Role::Down => entry.down = Some(tensor),
-            Role::Up => entry.up = Some(tensor),
-            Role::Alpha => entry.alpha = tensor.values.first().map(|v| f64::from(*v)),
+        let found = gathered.entry((component.folder(), module)).or_default();
+        if found.put(role, tensor) {
+            return Err(Error::bad(
+                path.display().to_string(),
+                format!("holds `{key}` and the same tensor under another spelling of its name"),
+                "Save the adapter anew: only one of them can be meant.",
+            ));
         }
     }
     if !unknown.is_empty() {
-        let unknown: Vec<&str> = unknown.iter().map(String::as_str).collect();
         return Err(Error::bad(
             path.display().to_string(),
             format!("holds {}, which are no factors of a LoRA", listed(&unknown)),
             "Give a plain LoRA: DoRA, LoHa and LoKr are not read.",
         ));
     }
-    let mut scales: HashMap<&str, FileScales> = HashMap::new();
-    for (folder, _) in gathered.keys() {
-        scales.insert(folder, FileScales::read(path, folder, metadata)?);
-    }
-    let modules = gathered
-        .into_iter()
-        .map(|(entry, found)| complete(path, &scales[entry.0], entry, found));
     // Text encoders have the same names in both spellings of Kohya's scripts: one block's name tells.
     let spelling = match spellings.contains(&Spelling::KohyaLdm) {
         true => Spelling::KohyaLdm,
         false => spellings[0],
     };
+    let scales = scales(file, spelling, gathered.keys().map(|(folder, _)| *folder))?;
+    let modules = gathered
+        .into_iter()
+        .map(|(entry, found)| complete(path, &scales[entry.0], entry, found));
     Ok((spelling, modules.collect::<Result<_>>()?))
+}
+
+/// Scales of every network that the file changes.
+fn scales<'a>(
+    file: &TensorFile,
+    spelling: Spelling,
+    folders: impl Iterator<Item = &'a str>,
+) -> Result<HashMap<&'a str, FileScales>> {
+    let of_peft = || match spelling {
+        Spelling::Peft => FileScales::beside(file.path()),
+        _ => Ok(None),
+    };
+    let mut scales: HashMap<&str, FileScales> = HashMap::new();
+    for folder in folders {
+        if !scales.contains_key(folder) {
+            let own = match of_peft()? {
+                Some(own) => own,
+                None => FileScales::of_metadata(file.path(), folder, &file.metadata)?,
+            };
+            scales.insert(folder, own);
+        }
+    }
+    Ok(scales)
 }
 
 fn complete(path: &Path, scales: &FileScales, entry: Entry, found: Gathered) -> Result<ModuleFactors> {
@@ -217,6 +274,7 @@ fn complete(path: &Path, scales: &FileScales, entry: Entry, found: Gathered) -> 
     };
     check_shapes(path, module.as_str(), &down.shape, &up.shape)?;
     let rank = down.shape[0];
+    scales.check_rank(path, module.as_str(), rank)?;
     Ok(ModuleFactors {
         component: component_of(folder),
         alpha: found

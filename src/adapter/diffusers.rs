@@ -1,4 +1,4 @@
-//! Any LoRA as diffusers' pipelines and PEFT write it; [`super::save_lora`] is the same for what was just trained.
+//! `pytorch_lora_weights.safetensors`: a LoRA as diffusers' pipelines and PEFT write it.
 //!
 //! The scale is in the metadata: `lora_adapter_metadata` holds PEFT's `LoraConfig` of every component, ranks and alphas
 //! that differ from the commonest in its patterns. diffusers takes no `.alpha` tensors beside it.
@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 
 use super::factors::{Lora, ModuleFactors};
 use super::file::{self, NamedTensor};
-use super::lora::{A, B, CONFIG, ConfigEntry, peft_config};
+use super::lora::{A, B, ConfigEntry, peft_config};
+use super::scales::CONFIG;
 use crate::Result;
 
 /// Metadata that is about a file as a whole, and wrong in any other: hashes.
@@ -48,7 +49,7 @@ pub fn write(path: &Path, lora: &Lora) -> Result<()> {
             name: format!("{}{side}", m.place()),
             shape: tensor.shape.clone(),
             precision: tensor.precision,
-            values: Box::new(|| Cow::Borrowed(tensor.values.as_slice())),
+            values: Box::new(|| Ok(Cow::Borrowed(tensor.values.as_slice()))),
         })
     });
     file::write(path, &metadata, tensors.collect())

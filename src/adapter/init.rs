@@ -1,10 +1,20 @@
-//! Where new adapters start, as PEFT has it: A random, B zero, so that the adapted model is the model itself.
+//! Where training starts: new adapters as PEFT has them, A random and B zero, so that the adapted model is the model itself; or
+//! an adapter in any form that is read.
 
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
+use super::content::{file_of, listed};
+use super::factors::Lora;
+use super::file::ReadTensor;
+use super::keys::ModuleName;
+use super::lora::{A, B, LoraScale};
+use super::names;
 use crate::config::adapter::InitA;
 use crate::params::{Layout, ParamSet};
 use crate::rng::{Purpose, Streams};
+use crate::{Error, Result};
 
 /// A new adapter. Each factor has its own stream of random numbers, keyed by its name.
 pub fn init_lora(layout: &Arc<Layout>, init: InitA, streams: &Streams) -> ParamSet {
@@ -31,6 +41,110 @@ pub fn init_lora(layout: &Arc<Layout>, init: InitA, streams: &Streams) -> ParamS
         }
     }
     adapter
+}
+
+/// Reads an adapter of any form, or that in a folder, into the tensors of `layout`, which are of the component `prefix`. Where
+/// the file has another scale than `scale`, B is multiplied, so that the adapted model is the file's.
+///
+/// # Errors
+/// The file is no LoRA, or one of other modules or another rank: differences are counted, and some named.
+pub fn load_lora(path: &Path, prefix: &str, layout: &Arc<Layout>, scale: LoraScale) -> Result<ParamSet> {
+    let path = file_of(path)?;
+    let (lora, _) = Lora::read(&path)?;
+    let place = || path.display().to_string();
+    let others: Vec<String> = lora
+        .modules
+        .iter()
+        .filter(|m| m.component.folder() != prefix)
+        .map(|m| m.place())
+        .collect();
+    if !others.is_empty() {
+        let names: Vec<&str> = others.iter().map(String::as_str).collect();
+        return Err(Error::bad(
+            place(),
+            format!("adapts {}, where only `{prefix}` is trained", listed(&names)),
+            "Give an adapter of this network alone: what it does to others would be lost.",
+        ));
+    }
+    let factor_of = |module_scale: f64| module_scale / (scale.alpha / scale.rank as f64);
+    let tensors = by_our_names(lora, layout, factor_of);
+    check_against(&place(), &tensors, layout)?;
+    let mut adapter = ParamSet::zeros(layout);
+    for (name, tensor) in &tensors {
+        let index = layout.index_of(name).expect("the names were found equal");
+        adapter.tensor_mut(index).copy_from_slice(&tensor.values);
+    }
+    Ok(adapter)
+}
+
+/// Factors under the names of `layout`, each B multiplied by what `factor_of` says of its module's scale.
+fn by_our_names(lora: Lora, layout: &Layout, factor_of: impl Fn(f64) -> f64) -> BTreeMap<String, ReadTensor> {
+    let trained = layout.names().iter().filter_map(|name| name.strip_suffix(A));
+    let by_flat_name: HashMap<String, &str> = trained.map(|module| (names::flat(module), module)).collect();
+    let mut tensors = BTreeMap::new();
+    for module in lora.modules {
+        let factor = factor_of(module.scale());
+        let path = match &module.module {
+            ModuleName::Path(path) => path.as_str(),
+            ModuleName::Flat(flat) => by_flat_name.get(flat).copied().unwrap_or(flat),
+        };
+        let mut up = module.up;
+        for value in &mut up.values {
+            // Multiplying by 1 keeps every bit.
+            *value = (f64::from(*value) * factor) as f32;
+        }
+        tensors.insert(format!("{path}{B}"), up);
+        tensors.insert(format!("{path}{A}"), module.down);
+    }
+    tensors
+}
+
+/// Refuses an adapter that is not of exactly the tensors of `layout`, with the number of each kind of difference. Linear
+/// factors may be given as those of 1×1 convolutions, and the other way round.
+fn check_against(place: &str, tensors: &BTreeMap<String, ReadTensor>, layout: &Layout) -> Result<()> {
+    let mut differences = Vec::new();
+    let foreign: Vec<&str> = tensors
+        .keys()
+        .map(String::as_str)
+        .filter(|name| layout.index_of(name).is_none())
+        .collect();
+    if !foreign.is_empty() {
+        differences.push(format!(
+            "adapts {} not among the trained layers ({} of {} tensors)",
+            listed(&foreign),
+            foreign.len(),
+            tensors.len()
+        ));
+    }
+    let trained = || layout.names().iter().enumerate();
+    let missing: Vec<&str> = trained()
+        .map(|(_, name)| name.as_str())
+        .filter(|name| !tensors.contains_key(*name))
+        .collect();
+    if !missing.is_empty() {
+        differences.push(format!("has no {}, to be trained", listed(&missing)));
+    }
+    let without_ones = |shape: &[usize]| shape.iter().copied().filter(|d| *d != 1).collect::<Vec<_>>();
+    let mut shapes = trained().filter_map(|(index, name)| {
+        let (tensor, expected) = (tensors.get(name)?, layout.shape(index));
+        (without_ones(&tensor.shape) != without_ones(expected))
+            .then(|| format!("`{name}` of shape {:?} instead of {expected:?}", tensor.shape))
+    });
+    if let Some(first) = shapes.next() {
+        let more = match shapes.count() {
+            0 => String::new(),
+            more => format!(" and {more} more of other shapes"),
+        };
+        differences.push(format!("holds {first}{more}"));
+    }
+    match differences.is_empty() {
+        true => Ok(()),
+        false => Err(Error::bad(
+            place,
+            differences.join("; "),
+            "Set adapter.targets and adapter.rank to those of the file, or give one of this kind of model.",
+        )),
+    }
 }
 
 #[cfg(test)]

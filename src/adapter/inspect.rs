@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::base::BaseModel;
 use super::content::{AdapterFile, Content};
 use super::factors::{Lora, ModuleFactors};
-use super::file::ReadTensor;
+use super::file::{ReadTensor, TensorEntry, TensorFile};
 
 /// What a file holds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -67,15 +67,15 @@ pub struct Group {
 /// Looks at everything in `file`.
 pub fn summarise(file: &AdapterFile) -> Summary {
     let (base, components, groups) = match &file.content {
-        Content::Full(tensors) => (None, vec![of_weights(tensors)], Vec::new()),
+        Content::Full(file) => (None, vec![of_weights(file)], Vec::new()),
         Content::Lora(modules) => {
             let lora = Lora {
                 modules: modules.clone(),
-                metadata: BTreeMap::new(),
+                metadata: file.metadata.clone(),
             };
             let norms: Vec<f64> = modules.par_iter().map(norm).collect();
             (
-                BaseModel::of(&lora.modules).map(|b| b.to_string()),
+                BaseModel::of_lora(&lora).map(|b| b.to_string()),
                 of_modules(modules, &norms),
                 groups(modules, &norms),
             )
@@ -104,15 +104,15 @@ fn norm(module: &ModuleFactors) -> f64 {
     square.max(0.0).sqrt() * module.scale().abs()
 }
 
-fn of_weights(tensors: &[(String, ReadTensor)]) -> ComponentSummary {
+fn of_weights(file: &TensorFile) -> ComponentSummary {
     let mut dtypes = BTreeMap::new();
-    for (_, tensor) in tensors {
-        *dtypes.entry(tensor.precision.name().to_owned()).or_default() += 1;
+    for entry in file.entries() {
+        *dtypes.entry(entry.precision().name().to_owned()).or_default() += 1;
     }
     ComponentSummary {
         component: "unet".into(),
-        modules: tensors.len(),
-        parameters: tensors.iter().map(|(_, t)| t.values.len()).sum(),
+        modules: file.entries().len(),
+        parameters: file.entries().iter().map(TensorEntry::count).sum(),
         ranks: BTreeMap::new(),
         alphas: Vec::new(),
         dtypes,

@@ -23,19 +23,21 @@ mod init;
 pub mod inspect;
 mod keys;
 pub mod kohya;
+mod kohya_hashes;
 mod lora;
 pub mod names;
 pub mod onnx_adapter;
 pub mod resize;
+mod scales;
 mod whole;
 
 pub use base::BaseModel;
 pub use factors::{Lora, ModuleFactors};
-pub use file::{NamedTensor, Precision, ReadTensor, write as write_tensors};
+pub use file::{NamedTensor, Precision, ReadTensor, TensorEntry, TensorFile, write as write_tensors};
 pub use full::save_full;
-pub use init::init_lora;
+pub use init::{init_lora, load_lora};
 pub use keys::{ModuleName, Spelling};
-pub use lora::{LoraScale, load_lora, save_lora};
+pub use lora::{LoraScale, trained};
 pub use whole::check_safetensors;
 
 #[cfg(test)]

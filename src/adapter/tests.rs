@@ -35,6 +35,12 @@ fn load(name: &str, scale: LoraScale) -> ParamSet {
     load_lora(&fixture(name), "unet", &layout(), scale).unwrap()
 }
 
+/// Writes what was trained.
+fn save(path: &Path, adapter: &ParamSet, precision: Precision) {
+    let lora = trained("unet", adapter, SIX_OVER_TWO, Default::default());
+    diffusers::write(path, &lora.in_precision(precision).unwrap()).unwrap();
+}
+
 fn refusal(path: &Path, layout: &Arc<Layout>) -> String {
     let error = load_lora(path, "unet", layout, SIX_OVER_TWO).unwrap_err();
     assert_eq!(error.exit_code(), 2);
@@ -53,14 +59,7 @@ fn metadata(path: &Path) -> Value {
 fn what_we_write_holds_what_diffusers_wrote() {
     let temp = tempfile::tempdir().unwrap();
     let path = temp.path().join("ours.safetensors");
-    save_lora(
-        &path,
-        "unet",
-        &load("peft.safetensors", SIX_OVER_TWO),
-        SIX_OVER_TWO,
-        Precision::Fp32,
-    )
-    .unwrap();
+    save(&path, &load("peft.safetensors", SIX_OVER_TWO), Precision::Fp32);
     let (ours, theirs) = (
         std::fs::read(&path).unwrap(),
         std::fs::read(fixture("peft.safetensors")).unwrap(),
@@ -107,7 +106,7 @@ fn equal_adapters_give_equal_bytes() {
     let adapter = load("peft.safetensors", SIX_OVER_TWO);
     let bytes = |name: &str| {
         let path = temp.path().join(name);
-        save_lora(&path, "unet", &adapter, SIX_OVER_TWO, Precision::Fp32).unwrap();
+        save(&path, &adapter, Precision::Fp32);
         std::fs::read(path).unwrap()
     };
     assert_eq!(bytes("a"), bytes("b"));
@@ -154,7 +153,7 @@ fn lower_precisions_round_to_their_nearest_value() {
     let path = temp.path().join("a.safetensors");
     let adapter = load("peft.safetensors", SIX_OVER_TWO);
     for (precision, bits) in [(Precision::Fp16, 11), (Precision::Bf16, 8)] {
-        save_lora(&path, "unet", &adapter, SIX_OVER_TWO, precision).unwrap();
+        save(&path, &adapter, precision);
         let read = load_lora(&path, "unet", adapter.layout(), SIX_OVER_TWO).unwrap();
         assert_ne!(read, adapter);
         for (rounded, exact) in read.values().iter().zip(adapter.values()) {
@@ -201,12 +200,10 @@ fn files_that_are_no_adapters_are_refused() {
         name: "conv_in.weight".into(),
         shape: vec![1],
         precision: Precision::Fp32,
-        values: Box::new(|| Cow::Owned(vec![1.0])),
+        values: Box::new(|| Ok(Cow::Owned(vec![1.0]))),
     };
-    save_full(&path, vec![weight]).unwrap();
-    assert!(
-        refusal(&path, &layout()).contains("holds `conv_in.weight`, which is no factor of a LoRA adapter")
-    );
+    save_full(&path, vec![weight], None).unwrap();
+    assert!(refusal(&path, &layout()).contains("holds whole weights, not the factors of a LoRA"));
     let whole = std::fs::read(fixture("peft.safetensors")).unwrap();
     std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
     assert!(refusal(&path, &layout()).contains("is cut off: it has 16127 bytes of 16128"));
@@ -225,13 +222,13 @@ fn a_whole_model_is_written_under_its_names() {
         name: name.into(),
         shape,
         precision: Precision::Fp32,
-        values: Box::new(move || Cow::Borrowed(values)),
+        values: Box::new(move || Ok(Cow::Borrowed(values))),
     };
     let weights = vec![
         tensor("b.bias", vec![2], &[1.0, -2.0]),
         tensor("a.weight", vec![1, 2], &[0.5, f32::MAX]),
     ];
-    save_full(&path, weights).unwrap();
+    save_full(&path, weights, None).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let a = file.tensor("a.weight").unwrap();
@@ -243,4 +240,123 @@ fn a_whole_model_is_written_under_its_names() {
         file.tensor("b.bias").unwrap().data(),
         bytemuck::cast_slice::<f32, u8>(&[1.0, -2.0])
     );
+}
+
+/// Training goes on from whatever is read elsewhere: Kohya's form, folders, PEFT's own files.
+#[test]
+fn adapters_of_any_form_can_be_started_from() {
+    let temp = tempfile::tempdir().unwrap();
+    let expected = load("peft.safetensors", SIX_OVER_TWO);
+    let (lora, _) = Lora::read(&fixture("peft.safetensors")).unwrap();
+    let kohya = temp.path().join("kohya.safetensors");
+    kohya::write(&kohya, &lora, kohya::Naming::Auto).unwrap();
+    let run = temp.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    std::fs::copy(
+        fixture("peft.safetensors"),
+        run.join("pytorch_lora_weights.safetensors"),
+    )
+    .unwrap();
+    let peft = peft_folder(temp.path(), &expected, r#"{"r": 2, "lora_alpha": 6}"#);
+    for path in [kohya, run, peft] {
+        let read = load_lora(&path, "unet", &layout(), SIX_OVER_TWO).unwrap();
+        assert!(read == expected, "{}", path.display());
+    }
+}
+
+/// A folder as PEFT's `save_pretrained` writes it.
+fn peft_folder(parent: &Path, adapter: &ParamSet, config: &str) -> PathBuf {
+    let folder = parent.join("peft");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("adapter_config.json"), config).unwrap();
+    let tensors = adapter
+        .layout()
+        .names()
+        .iter()
+        .enumerate()
+        .map(|(i, name)| NamedTensor {
+            name: format!("base_model.model.{name}"),
+            shape: adapter.layout().shape(i).to_vec(),
+            precision: Precision::Fp32,
+            values: Box::new(move || Ok(Cow::Borrowed(adapter.tensor(i)))),
+        });
+    let file = folder.join("adapter_model.safetensors");
+    write_tensors(&file, &[("format", "pt".to_owned())], tensors.collect()).unwrap();
+    folder
+}
+
+#[test]
+fn pefts_configuration_says_how_much_factors_count() {
+    let temp = tempfile::tempdir().unwrap();
+    let adapter = load("peft.safetensors", SIX_OVER_TWO);
+    let alphas = |config: &str| {
+        let folder = peft_folder(temp.path(), &adapter, config);
+        Lora::read(&folder.join("adapter_model.safetensors")).map(|(lora, _)| {
+            let alpha_of = |name: &str| {
+                let found = lora.modules.iter().find(|m| m.module.as_str().ends_with(name));
+                found.unwrap().alpha
+            };
+            [
+                alpha_of("conv_in"),
+                alpha_of("attn1.to_q"),
+                alpha_of("attn2.to_q"),
+            ]
+        })
+    };
+    let read = |config: &str| alphas(config).unwrap();
+    assert_eq!(read(r#"{"r": 2, "lora_alpha": 16}"#), [16.0; 3]);
+    assert_eq!(
+        read(r#"{"peft_type": "LORA", "bias": "none", "use_dora": false}"#),
+        [2.0; 3]
+    );
+    let stable = read(r#"{"r": 2, "lora_alpha": 16, "use_rslora": true}"#);
+    assert_eq!(stable, [16.0 * 2.0_f64.sqrt(); 3]);
+    let own = r#"{"r": 2, "lora_alpha": 16, "alpha_pattern": {"attn1.to_q": 3, "^conv_in$": 5, "to_q": 4}}"#;
+    assert_eq!(read(own), [5.0, 3.0, 4.0]);
+    for (config, what) in [
+        (r#"{"use_dora": true}"#, "is a DoRA adapter"),
+        (r#"{"lora_bias": true}"#, "(lora_bias)"),
+        (r#"{"bias": "all"}"#, "(bias: all)"),
+        (r#"{"peft_type": "LOHA"}"#, "of the kind LOHA"),
+        (r#"{"modules_to_save": ["conv_in"]}"#, "uses modules_to_save"),
+        (
+            r#"{"alpha_pattern": {".*attn1.*": 3}}"#,
+            "a value for `.*attn1.*`",
+        ),
+        (r#"{"r": 4, "lora_alpha": 16}"#, "the rank 4, but"),
+        ("[]", "is no JSON object"),
+    ] {
+        let error = alphas(config).unwrap_err().to_string();
+        assert!(
+            error.contains("adapter_config.json") && error.contains(what),
+            "{error}"
+        );
+    }
+    let mixed = r#"{"r": 4, "lora_alpha": 16, "rank_pattern": {"to_q": 2}}"#;
+    assert!(
+        alphas(mixed)
+            .unwrap_err()
+            .to_string()
+            .contains("`conv_in` the rank 4")
+    );
+}
+
+#[test]
+fn a_module_in_two_spellings_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("twice.safetensors");
+    let keys = [
+        "unet.mid_block.attentions.0.proj_in.lora_A.weight",
+        "unet.mid_block.attentions.0.proj_in.lora_B.weight",
+        "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight",
+    ];
+    let tensors = keys.map(|name| NamedTensor {
+        name: name.into(),
+        shape: vec![1, 1],
+        precision: Precision::Fp32,
+        values: Box::new(|| Ok(Cow::Owned(vec![1.0]))),
+    });
+    write_tensors(&path, &[], tensors.into()).unwrap();
+    let error = Lora::read(&path).unwrap_err().to_string();
+    assert!(error.contains("under another spelling of its name"), "{error}");
 }

@@ -58,6 +58,9 @@ pub struct Generate {
     /// Images made at a time: more need more memory, and use many cores better
     #[arg(long, default_value_t = 8, value_name = "N")]
     batch: usize,
+    /// Also write the noise that images begin with, for other programs to begin with the same: safetensors, a tensor an image
+    #[arg(long, value_name = "FILE")]
+    noise: Option<PathBuf>,
     #[command(flatten)]
     compute: Compute,
     /// Compute the VAE in single precision, also where it was exported in half precision, which may overflow
@@ -168,6 +171,7 @@ impl Generate {
             height: self.size.height,
             width: self.size.width,
             clip_skip: self.sampling.clip_skip,
+            noise: self.noise,
             ..GeneratePlan::new(self.model, prompts)
         })
     }

@@ -35,10 +35,37 @@ pub struct LoraConfig {
     /// Patterns of module names, matched against their last parts: `to_q` is every layer of that name. `*`
     /// stands for any characters. Linear layers, 1×1 and 3×3 convolutions are meant.
     pub targets: Vec<String>,
-    /// An adapter file (safetensors, as diffusers or PEFT write it) to start from; `null` for new adapters.
+    /// An adapter to start from: a file of diffusers, PEFT or Kohya's scripts, or the folder of a run or of PEFT; `null` for new
+    /// adapters.
     pub init: Option<PathBuf>,
     /// How new adapters start. B is zero in any case, so that the model starts unchanged.
     pub init_a: InitA,
+    /// Forms in which the run leaves the adapter.
+    pub format: AdapterFormat,
+}
+
+/// In which forms a run leaves its adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AdapterFormat {
+    /// `pytorch_lora_weights.safetensors`, for diffusers and PEFT.
+    Diffusers,
+    /// `kohya_lora_weights.safetensors`, for Kohya's scripts, ComfyUI and web UIs.
+    Kohya,
+    /// Both files.
+    Both,
+}
+
+impl AdapterFormat {
+    /// Whether diffusers' form is written.
+    pub fn has_diffusers(self) -> bool {
+        self != Self::Kohya
+    }
+
+    /// Whether Kohya's form is written.
+    pub fn has_kohya(self) -> bool {
+        self != Self::Diffusers
+    }
 }
 
 impl Default for LoraConfig {
@@ -49,6 +76,7 @@ impl Default for LoraConfig {
             targets: ["to_q", "to_k", "to_v", "to_out.0"].map(str::to_owned).to_vec(),
             init: None,
             init_a: InitA::Kaiming,
+            format: AdapterFormat::Diffusers,
         }
     }
 }

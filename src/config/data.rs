@@ -40,6 +40,9 @@ pub struct DataConfig {
     pub flip: bool,
     /// Squares taken of each image; 1 is the centre. Each is encoded and cached on its own.
     pub crops: u32,
+    /// Draw the view of each image of a pair by itself, as the published Diffusion-DPO does its flips; otherwise both have the same
+    /// crop and flip.
+    pub independent_views: bool,
     /// Share of damaged rows above which the data set is refused.
     pub max_skipped_share: f64,
     /// Folder of the encoding cache; it may be shared by runs and deleted between them.
@@ -65,6 +68,7 @@ impl Default for DataConfig {
             prompt_dropout: 0.2,
             flip: false,
             crops: 1,
+            independent_views: false,
             max_skipped_share: 0.05,
             cache: PathBuf::from(".cache/encodings"),
             verify_cache: true,

@@ -10,7 +10,7 @@ use super::optimizer::LrScheduleKind;
 /// Keys that do not change the trained weights, except by rounding (`accumulate`, `runtime`) or in a run that
 /// diverges (`guard`). The contents behind the two paths have hashes of their own; what the preset sets stands in
 /// the other sections.
-const WITHOUT_EFFECT: [&str; 19] = [
+const WITHOUT_EFFECT: [&str; 20] = [
     "model",
     "preset",
     "data.path",
@@ -26,6 +26,7 @@ const WITHOUT_EFFECT: [&str; 19] = [
     "train.keep",
     "train.keep_best",
     "train.accumulate",
+    "adapter.format",
     "reference.measure_every",
     "samples",
     "guard",
@@ -47,7 +48,7 @@ const REPORTED: [&str; 7] = [
 const ONLINE: [&str; 2] = ["rollout", "buffer"];
 
 /// Keys that came later, with the value that stands for what was before: runs without them stay the same runs.
-const ADDED: [(&str, &str); 1] = [("reference.storage", "f32")];
+const ADDED: [(&str, &str); 2] = [("reference.storage", "f32"), ("data.independent_views", "false")];
 
 /// The part of a configuration that determines the trained weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,7 +90,7 @@ impl ConfigIdentity {
             ONLINE.iter().for_each(|path| remove(&mut value, path));
         }
         for (path, before) in ADDED {
-            if get(&value, path).and_then(Value::as_str) == Some(before) {
+            if get(&value, path).is_some_and(|v| v.to_string().trim_matches('"') == before) {
                 remove(&mut value, path);
             }
         }

@@ -152,19 +152,20 @@ impl Dataset {
 
     /// Micro-conditioning of a pair's images under a view, the preferred one first (of a tie, the first image).
     pub fn time_ids(&self, index: usize, view: View) -> [TimeIds; 2] {
+        self.time_ids_of(index, [view; 2])
+    }
+
+    /// As [`Dataset::time_ids`], each image under its own view.
+    pub fn time_ids_of(&self, index: usize, views: [View; 2]) -> [TimeIds; 2] {
         let (pair, size) = (&self.table.pairs[index], self.size(index));
-        let [first, second] = pair
-            .originals
-            .map(|original| match self.options.micro_conditioning {
-                MicroConditioning::Image => {
-                    TimeIds::new(original.sides(), crop_of(original, size, view), size.sides())
-                }
-                MicroConditioning::Target => TimeIds::whole(size.sides()),
-            });
-        match pair.preference {
-            Preference::Second => [second, first],
-            Preference::First | Preference::Tie => [first, second],
-        }
+        let originals = in_order(pair.preference, pair.originals);
+        [0, 1].map(|i| match self.options.micro_conditioning {
+            MicroConditioning::Image => {
+                let crop = crop_of(originals[i], size, views[i]);
+                TimeIds::new(originals[i].sides(), crop, size.sides())
+            }
+            MicroConditioning::Target => TimeIds::whole(size.sides()),
+        })
     }
 
     /// Shape of a caption's embedding, (L,D).
@@ -232,18 +233,23 @@ impl Dataset {
     /// # Errors
     /// The cache was damaged since it was opened.
     pub fn moments(&self, index: usize, view: View) -> Result<[Moments; 2]> {
+        self.moments_of(index, [view; 2])
+    }
+
+    /// As [`Dataset::moments`], each image under its own view.
+    ///
+    /// # Errors
+    /// The cache was damaged since it was opened.
+    pub fn moments_of(&self, index: usize, views: [View; 2]) -> Result<[Moments; 2]> {
         let (pair, size) = (&self.table.pairs[index], self.size(index));
-        let read = |image: Key| {
+        let read = |image: Key, view: View| {
             let tensors = self.images.read(view_key(image, size, view));
             tensors
                 .and_then(Moments::from_tensors)
                 .ok_or_else(|| self.lost(&self.images))
         };
-        let [first, second] = pair.images;
-        Ok(match pair.preference {
-            Preference::Second => [read(second)?, read(first)?],
-            Preference::First | Preference::Tie => [read(first)?, read(second)?],
-        })
+        let [first, second] = in_order(pair.preference, pair.images);
+        Ok([read(first, views[0])?, read(second, views[1])?])
     }
 
     /// Embedding of a caption of this split or of the empty one.
@@ -262,6 +268,14 @@ impl Dataset {
             "an entry of the encoding cache is damaged or of another shape",
             "Run again with data.verify_cache: true, which finds and re-makes damaged entries.",
         )
+    }
+}
+
+/// The preferred one first; of a tie, the first.
+fn in_order<T>(preference: Preference, [first, second]: [T; 2]) -> [T; 2] {
+    match preference {
+        Preference::Second => [second, first],
+        Preference::First | Preference::Tie => [first, second],
     }
 }
 
@@ -349,29 +363,30 @@ impl Folders {
     }
 }
 
-/// Keys of every entry that a table needs: of images, and of captions.
-fn needed(table: &Table, options: &EncodeOptions) -> (Vec<Key>, Vec<Key>) {
-    let buckets = options.buckets();
-    let images = table.pairs.iter().flat_map(|pair| {
+/// Keys of every image entry that a table needs.
+fn image_keys(table: &Table, options: &EncodeOptions) -> impl Iterator<Item = Key> {
+    let (buckets, views) = (options.buckets(), options.views);
+    let images = table.pairs.iter().flat_map(move |pair| {
         let size = buckets.of_pair(pair.originals);
         pair.images.map(|image| (image, size))
     });
-    let images =
-        images.flat_map(|(image, size)| options.views.all().map(move |view| view_key(image, size, view)));
-    let captions = table
-        .captions
-        .iter()
-        .map(String::as_str)
-        .chain([""])
-        .map(caption_key);
-    (images.collect(), captions.collect())
+    images.flat_map(move |(image, size)| views.all().map(move |view| view_key(image, size, view)))
+}
+
+/// Keys of every caption entry that a table needs.
+fn caption_keys(table: &Table) -> impl Iterator<Item = Key> {
+    let captions = table.captions.iter().map(String::as_str);
+    captions.chain([""]).map(caption_key)
 }
 
 fn is_complete(table: &Table, images: &Store, captions: &Store, options: &EncodeOptions) -> bool {
-    let (image_keys, caption_keys) = needed(table, options);
-    let present = |store: &Store, keys: &[Key]| keys.iter().all(|&key| store.contains(key));
-    !table.pairs.is_empty() && present(images, &image_keys) && present(captions, &caption_keys)
+    !table.pairs.is_empty()
+        && image_keys(table, options).all(|key| images.contains(key))
+        && caption_keys(table).all(|key| captions.contains(key))
 }
+
+/// Entries whose checksums are compared at once.
+const CHECKED_AT_ONCE: usize = 4096;
 
 /// Whether entries of a complete table are damaged.
 fn find_damage(
@@ -384,21 +399,21 @@ fn find_damage(
     if !options.verify {
         return Ok(false);
     }
-    let (image_keys, caption_keys) = needed(table, options);
-    let total = (image_keys.len() + caption_keys.len()) as u64;
+    let total = (image_keys(table, options).count() + caption_keys(table).count()) as u64;
     let mut done = 0;
     let mut damaged = false;
-    for (store, keys) in [(images, image_keys), (captions, caption_keys)] {
-        for part in keys.chunks(4096) {
-            damaged |= !store.damaged(part).is_empty();
+    let of_images: Box<dyn Iterator<Item = Key>> = Box::new(image_keys(table, options));
+    let of_captions: Box<dyn Iterator<Item = Key>> = Box::new(caption_keys(table));
+    for (store, mut keys) in [(images, of_images), (captions, of_captions)] {
+        loop {
+            let part: Vec<Key> = keys.by_ref().take(CHECKED_AT_ONCE).collect();
+            if part.is_empty() {
+                break;
+            }
+            damaged |= !store.damaged(&part).is_empty();
             done += part.len() as u64;
-            if (progress)(Progress {
-                stage: Stage::Checking,
-                done,
-                total,
-            })
-            .is_break()
-            {
+            let stage = Stage::Checking;
+            if (progress)(Progress { stage, done, total }).is_break() {
                 return Err(Error::Interrupted("the cache was being checked".into()));
             }
         }
@@ -431,12 +446,18 @@ fn fill_stores(
         ));
     }
     for writer in [&mut image_writer, &mut caption_writer] {
-        let keys: Vec<Key> = writer.store().keys().collect();
-        let damaged = match options.verify {
-            true => writer.store().damaged(&keys),
-            false => Vec::new(),
-        };
-        writer.forget(&damaged);
+        if options.verify {
+            let present = writer.snapshot();
+            let mut keys = present.keys();
+            loop {
+                let part: Vec<Key> = keys.by_ref().take(CHECKED_AT_ONCE).collect();
+                if part.is_empty() {
+                    break;
+                }
+                let damaged = writer.store().damaged(&part);
+                writer.forget(&damaged);
+            }
+        }
     }
     let writers = (&mut image_writer, &mut caption_writer);
     let table = fill(source, encoders, options, writers, progress)?;

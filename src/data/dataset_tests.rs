@@ -160,7 +160,7 @@ fn broken_images_are_counted_and_too_many_are_refused() {
     );
     let warnings = dataset.warnings().join("\n");
     assert!(
-        warnings.contains("row 3: the second image") && warnings.contains("row 8: jpg_0 holds no"),
+        warnings.contains("row 3: the second picture") && warnings.contains("row 8: jpg_0 holds no"),
         "{warnings}"
     );
     let strict = EncodeOptions {
@@ -242,7 +242,7 @@ fn a_cache_that_cannot_be_written_is_one_clear_error() {
 fn a_split_without_usable_pairs_says_what_it_has() {
     let cache = tempfile::tempdir().unwrap();
     let path = testing::fixture("ties/train-00000-of-00001.parquet");
-    let source = PickAPic::open(&path, "train", Images::Pairs).unwrap();
+    let source = ParquetPairs::open(&path, "train", Images::Pairs).unwrap();
     let go_on = &mut |_| ControlFlow::Continue(());
     let error = Dataset::prepare(&source, &FakeEncoders::new(1), cache.path(), OPTIONS, go_on).unwrap_err();
     assert!(error.to_string().contains("of 2 rows 2 are ties"), "{error}");

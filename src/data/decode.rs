@@ -7,11 +7,10 @@ use std::sync::mpsc::SyncSender;
 use rayon::prelude::*;
 
 use super::buckets::Buckets;
-use super::cache::Key;
+use super::cache::{Key, Snapshot};
 use super::fill::view_key;
 use super::image::{Prepared, Size, decode, upright_size};
-use super::pair::{Content, Pair, PairSource, Place, Preference, Row};
-use super::picture::Picture;
+use super::pair::{Content, Pair, PairSource, Place, Preference, Row, SIDES, files};
 use super::views::Views;
 use crate::Result;
 use crate::rng::PairId;
@@ -56,8 +55,8 @@ pub(super) struct Decoder<'a> {
     pub buckets: &'a Buckets,
     pub keep_ties: bool,
     pub views: Views,
-    /// Entries of the cache.
-    pub present: HashSet<Key>,
+    /// Entries that the cache had at the beginning.
+    pub present: Snapshot,
     /// Images that were decoded in this pass, and for which size.
     pub claimed: HashSet<(Key, Size)>,
 }
@@ -122,7 +121,7 @@ impl Decoder<'_> {
     fn lacks(&self, image: Key, size: Size) -> bool {
         self.views
             .all()
-            .any(|view| !self.present.contains(&view_key(image, size, view)))
+            .any(|view| !self.present.contains(view_key(image, size, view)))
     }
 
     fn decode(&self, read: Read, claim: [bool; 2]) -> Finding {
@@ -139,7 +138,7 @@ impl Decoder<'_> {
         let claimed = (0..2).filter(|&i| claim[i]);
         let decoded = claimed.map(|i| {
             let prepared = decode(&files[i]).map(|rgb| Prepared::new(rgb, size));
-            let reason = |e| format!("{} {e}", NAMES[i]);
+            let reason = |e| format!("{} {e}", SIDES[i]);
             (images[i], prepared.map(Arc::new).map_err(reason))
         });
         Finding::Pair {
@@ -166,7 +165,7 @@ enum Read {
 fn read(content: Content) -> Result<Read> {
     let pair = match content {
         Content::Pair(pair) => pair,
-        Content::Unlabelled => return Ok(Read::Other(Finding::Unlabelled)),
+        Content::Unlabelled(_) => return Ok(Read::Other(Finding::Unlabelled)),
         Content::Damaged(reason) => return Ok(Read::Other(Finding::Damaged(reason))),
     };
     let Pair {
@@ -175,7 +174,7 @@ fn read(content: Content) -> Result<Read> {
         preference,
         scores,
     } = pair;
-    Ok(match both(images)? {
+    Ok(match files(images)? {
         Ok(files) => Read::Pair {
             head: PairHead {
                 caption,
@@ -189,19 +188,3 @@ fn read(content: Content) -> Result<Read> {
         Err(reason) => Read::Other(Finding::Damaged(reason)),
     })
 }
-
-/// The bytes of both images, or why one of them cannot be read.
-fn both([first, second]: [Picture; 2]) -> Result<Result<[Vec<u8>; 2], String>> {
-    let bytes = |picture, name: &str| match picture {
-        Picture::Bytes(bytes) => Ok(Ok(bytes)),
-        other => match other.read() {
-            Ok(bytes) => Ok(Ok(bytes.into_owned())),
-            Err(reason) => other.check_shard().map(|()| Err(format!("{name} {reason}"))),
-        },
-    };
-    let (first, second) = (bytes(first, NAMES[0])?, bytes(second, NAMES[1])?);
-    Ok(first.and_then(|first| Ok([first, second?])))
-}
-
-/// What the images of a pair are called in messages.
-const NAMES: [&str; 2] = ["the first image", "the second image"];

@@ -61,6 +61,8 @@ pub struct EncodeOptions {
     pub micro_conditioning: MicroConditioning,
     /// Views of each image.
     pub views: Views,
+    /// Whether the images of a pair have views of their own.
+    pub independent_views: bool,
     /// Whether ties become pairs.
     pub keep_ties: bool,
     /// Share of damaged rows above which the data set is refused.
@@ -180,7 +182,7 @@ impl<'a, 'w, 'p> ImagePass<'a, 'w, 'p> {
             buckets: &buckets,
             keep_ties: self.options.keep_ties,
             views: self.options.views,
-            present: self.writer.store().keys().collect(),
+            present: self.writer.snapshot(),
             claimed: HashSet::new(),
         };
         let (send, receive) = sync_channel(CHUNKS_WAITING);
@@ -392,6 +394,9 @@ fn stopped(done: &str) -> Error {
     ))
 }
 
+/// Captions of which tokens are in memory at once: SDXL's are 1.3 kB of each.
+const CAPTIONS_AT_ONCE: usize = 4096;
+
 /// Encodes the captions that the cache lacks, and the empty one for prompt dropout.
 fn encode_captions(
     encoders: &dyn Encoders,
@@ -401,48 +406,42 @@ fn encode_captions(
     table: &mut Table,
 ) -> Result<()> {
     let mut encoder = encoders.captions()?;
-    let tokens: Vec<PromptTokens> = table
-        .captions
-        .iter()
-        .map(|c| encoder.tokenize(c))
-        .collect::<Result<_>>()?;
-    table.counts.captions = tokens.len() as u64;
-    table.counts.truncated_captions = tokens.iter().filter(|t| t.truncated()).count() as u64;
-    let empty = encoder.tokenize("")?;
-    let all = table
-        .captions
-        .iter()
-        .map(String::as_str)
-        .zip(&tokens)
-        .chain([("", &empty)]);
-    let missing: Vec<(Key, &PromptTokens)> = all
-        .map(|(caption, tokens)| (caption_key(caption), tokens))
-        .filter(|(key, _)| !writer.store().contains(*key))
-        .collect();
-    let total = missing.len() as u64;
-    let mut done = 0;
-    for batch in missing.chunks(options.batch.max(1)) {
-        encode_batch(&mut *encoder, batch, writer)?;
-        done += batch.len() as u64;
-        if (progress)(Progress {
-            stage: Stage::Captions,
-            done,
-            total,
-        })
-        .is_break()
-        {
-            return Err(stopped(&format!("{done} of {total} captions were encoded")));
+    let is_missing = |caption: &str| !writer.store().contains(caption_key(caption));
+    let all = || table.captions.iter().map(String::as_str).chain([""]);
+    let total = all().filter(|caption| is_missing(caption)).count() as u64;
+    let (mut done, mut truncated) = (0, 0);
+    let mut captions = all().peekable();
+    while captions.peek().is_some() {
+        let block: Vec<&str> = captions.by_ref().take(CAPTIONS_AT_ONCE).collect();
+        let mut missing: Vec<(Key, PromptTokens)> = Vec::new();
+        for caption in block {
+            let tokens = encoder.tokenize(caption)?;
+            truncated += u64::from(tokens.truncated());
+            let key = caption_key(caption);
+            if !writer.store().contains(key) {
+                missing.push((key, tokens));
+            }
+        }
+        for batch in missing.chunks(options.batch.max(1)) {
+            encode_batch(&mut *encoder, batch, writer)?;
+            done += batch.len() as u64;
+            let stage = Stage::Captions;
+            if (progress)(Progress { stage, done, total }).is_break() {
+                return Err(stopped(&format!("{done} of {total} captions were encoded")));
+            }
         }
     }
+    table.counts.captions = table.captions.len() as u64;
+    table.counts.truncated_captions = truncated;
     Ok(())
 }
 
 fn encode_batch(
     encoder: &mut dyn CaptionEncoder,
-    batch: &[(Key, &PromptTokens)],
+    batch: &[(Key, PromptTokens)],
     writer: &mut Writer<'_>,
 ) -> Result<()> {
-    let tokens: Vec<&PromptTokens> = batch.iter().map(|(_, tokens)| *tokens).collect();
+    let tokens: Vec<&PromptTokens> = batch.iter().map(|(_, tokens)| tokens).collect();
     let embeddings = encoder.encode(&tokens)?;
     for ((key, _), embedding) in batch.iter().zip(&embeddings) {
         writer.append(*key, &embedding.tensors())?;

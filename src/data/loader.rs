@@ -217,10 +217,12 @@ impl<'a> Loader<'a> {
     }
 
     fn load_images(&self, pair: &BatchPair) -> Result<([Array3<f32>; 2], [TimeIds; 2])> {
-        let views = self.dataset.options().views;
-        let view = views.draw(&self.streams, pair.id, pair.visit);
-        let mut moments = self.dataset.moments(pair.index, view)?;
-        let mut time_ids = self.dataset.time_ids(pair.index, view);
+        let options = self.dataset.options();
+        let drawn = options
+            .views
+            .draw(&self.streams, pair.id, pair.visit, options.independent_views);
+        let mut moments = self.dataset.moments_of(pair.index, drawn)?;
+        let mut time_ids = self.dataset.time_ids_of(pair.index, drawn);
         let tie = self.dataset.pairs()[pair.index].preference == Preference::Tie;
         if tie && self.tie_is_reversed(pair.id, pair.visit) {
             moments.reverse();

@@ -24,9 +24,6 @@ mod onnx_encoders;
 mod order;
 mod pair;
 pub(crate) mod parquet_file;
-mod pickapic;
-#[cfg(test)]
-mod pickapic_tests;
 mod picture;
 mod shard_files;
 mod shards;
@@ -42,10 +39,10 @@ pub use buckets::Buckets;
 pub use dataset::Dataset;
 pub use encoder::{CaptionEncoder, Encoders, Identity, ImageEncoder};
 pub use fill::{EncodeOptions, OnProgress, Progress, Stage};
+pub use import::{Images, ParquetPairs};
 pub use loader::{BatchPair, Loader, LoaderState, PairBatch};
 pub use onnx_encoders::OnnxEncoders;
-pub use pair::{At, Content, Pair, PairSource, Place, Preference, Row, Rows};
-pub use pickapic::{Images, PickAPic};
+pub use pair::{At, Content, Pair, PairSource, Pictures, Place, Preference, Row, Rows, SIDES};
 pub use picture::Picture;
 pub(crate) use shard_files::ShardFiles;
 pub use table::{Counts, PairRow};
@@ -74,7 +71,7 @@ pub fn open(config: &DataConfig, part: Part) -> Result<Option<Box<dyn PairSource
         Part::Heldout => match &config.heldout_split {
             Some(split) => Some(split.clone()),
             None => {
-                let there = import::splits(config.kind, &config.path)?;
+                let there = import::splits(config.kind, &config.path)?.names;
                 let found = HELDOUT_SPLITS
                     .iter()
                     .find(|split| there.iter().any(|s| s == *split));
@@ -101,6 +98,7 @@ impl EncodeOptions {
                 },
                 false => Views::default(),
             },
+            independent_views: config.independent_views,
             keep_ties: train && config.ties != Ties::Drop,
             max_skipped_share: config.max_skipped_share,
             batch: config.encode_batch,

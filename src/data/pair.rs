@@ -57,6 +57,37 @@ pub struct Pair {
     pub scores: Option<[f32; 2]>,
 }
 
+impl Pair {
+    /// The bytes of both files, which the pair then has no more; what is wrong with the first that cannot be read.
+    ///
+    /// # Errors
+    /// A whole shard is gone.
+    pub fn take_files(&mut self) -> Result<Result<[Vec<u8>; 2], String>> {
+        files(std::mem::replace(&mut self.images, EMPTY))
+    }
+}
+
+const EMPTY: [Picture; 2] = [Picture::Bytes(Vec::new()), Picture::Bytes(Vec::new())];
+
+/// What the images of a pair are called in messages.
+pub const SIDES: [&str; 2] = ["the first picture", "the second picture"];
+
+/// The bytes of both images, or why one of them cannot be read.
+///
+/// # Errors
+/// A whole shard is gone.
+pub fn files([first, second]: [Picture; 2]) -> Result<Result<[Vec<u8>; 2], String>> {
+    let bytes = |picture, name: &str| match picture {
+        Picture::Bytes(bytes) => Ok(Ok(bytes)),
+        other => match other.read() {
+            Ok(bytes) => Ok(Ok(bytes.into_owned())),
+            Err(reason) => other.check_shard().map(|()| Err(format!("{name} {reason}"))),
+        },
+    };
+    let (first, second) = (bytes(first, SIDES[0])?, bytes(second, SIDES[1])?);
+    Ok(first.and_then(|first| Ok([first, second?])))
+}
+
 /// A row of the data set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
@@ -73,10 +104,19 @@ pub struct Row {
 pub enum Content {
     /// A usable comparison; its images may still turn out not to be there, or not to decode.
     Pair(Pair),
-    /// Nobody compared these images.
-    Unlabelled,
+    /// Nobody compared these images; they are not given where the row has but one.
+    Unlabelled(Option<Pictures>),
     /// Something is wrong with the row: what.
     Damaged(String),
+}
+
+/// Two images that nobody compared.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pictures {
+    /// The prompt both images were made for.
+    pub caption: String,
+    /// The two image files.
+    pub images: [Picture; 2],
 }
 
 /// Where a row lies.

@@ -57,7 +57,7 @@ impl Picture {
             }
             Ok(_) => return Ok(()),
         };
-        let remedy = "Put the whole file back and run the same command again: what was encoded is kept.";
+        let remedy = "Put the whole file back and run the same command again.";
         Err(crate::Error::bad(file.display().to_string(), what, remedy))
     }
 }

@@ -110,8 +110,8 @@ pub fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
-pub fn source(name: &str) -> PickAPic {
-    PickAPic::open(&fixture(name), "train", Images::Pairs).unwrap()
+pub fn source(name: &str) -> ParquetPairs {
+    ParquetPairs::open(&fixture(name), "train", Images::Pairs).unwrap()
 }
 
 pub const OPTIONS: EncodeOptions = EncodeOptions {
@@ -122,6 +122,7 @@ pub const OPTIONS: EncodeOptions = EncodeOptions {
         crops: 1,
         flip: false,
     },
+    independent_views: false,
     keep_ties: false,
     max_skipped_share: 0.2,
     batch: 3,

@@ -36,17 +36,23 @@ impl Views {
         })
     }
 
-    /// The view that both images of a pair have on a visit.
-    pub fn draw(self, streams: &Streams, pair: PairId, visit: Visit) -> View {
-        let crop = match self.crops {
-            0 | 1 => 0,
-            crops => streams.pair(Purpose::Crop, pair, visit).below(u64::from(crops)) as u32,
+    /// The views that the two images of a pair have on a visit: the same, or each its own where they are `independent`. The
+    /// first's is the same either way.
+    pub fn draw(self, streams: &Streams, pair: PairId, visit: Visit, independent: bool) -> [View; 2] {
+        let mut crops = streams.pair(Purpose::Crop, pair, visit);
+        let mut flips = streams.pair(Purpose::Flip, pair, visit);
+        let mut draw = || {
+            let crop = match self.crops {
+                0 | 1 => 0,
+                count => crops.below(u64::from(count)) as u32,
+            };
+            View {
+                crop: position(crop),
+                flip: self.flip && flips.chance(0.5),
+            }
         };
-        let flip = self.flip && streams.pair(Purpose::Flip, pair, visit).chance(0.5);
-        View {
-            crop: position(crop),
-            flip,
-        }
+        let first = draw();
+        [first, if independent { draw() } else { first }]
     }
 }
 
@@ -69,15 +75,21 @@ mod tests {
         assert_eq!(all.len(), 6);
         assert_eq!(all[0], View::CENTER);
         let streams = Streams::new(1);
-        let mut seen = [0; 6];
+        let (mut seen, mut differing) = ([0; 6], 0);
         for visit in 0..600 {
-            let view = views.draw(&streams, PairId(4), Visit(visit));
+            let [view, other] = views.draw(&streams, PairId(4), Visit(visit), false);
+            assert_eq!(view, other);
+            let [same, own] = views.draw(&streams, PairId(4), Visit(visit), true);
+            assert_eq!(view, same);
+            differing += u32::from(own != same);
             seen[all.iter().position(|v| *v == view).unwrap()] += 1;
         }
         assert!(seen.iter().all(|&n| (60..140).contains(&n)), "{seen:?}");
+        // Five in six.
+        assert!((450..550).contains(&differing), "{differing}");
         let plain = Views::default();
         assert_eq!(plain.all().collect::<Vec<_>>(), [View::CENTER]);
-        assert_eq!(plain.draw(&streams, PairId(4), Visit(9)), View::CENTER);
+        assert_eq!(plain.draw(&streams, PairId(4), Visit(9), true), [View::CENTER; 2]);
     }
 
     #[test]

@@ -1,17 +1,17 @@
 //! Any kind of data set as parquet files, whole or divided by prompt.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde::Serialize;
 
 use super::shard_writer::{ShardWriter, Written};
-use super::{OnRows, OpenSplit, each_row, files, normalised, prompt_key};
+use super::{OnRows, Opened, each_row, prompt_key};
 use crate::config::data::DataKind;
 use crate::data::cache::Key;
 use crate::data::image::Header;
-use crate::data::{Content, Pair, Preference, Row};
-use crate::rng::{Purpose, Streams};
+use crate::data::{Content, Pair, Preference, Row, SIDES};
+use crate::pairs::HoldOut;
 use crate::{Error, Result};
 
 /// What becomes of the rows.
@@ -29,15 +29,6 @@ pub struct Conversion {
     pub replace: bool,
     /// Divides all rows by prompt; otherwise splits stay as they are.
     pub hold_out: Option<HoldOut>,
-}
-
-/// Which prompts are held out.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HoldOut {
-    /// Share of the prompts, 0 to 1.
-    pub share: f64,
-    /// Of the draw; the same prompts are held out whatever else the data set holds.
-    pub seed: u64,
 }
 
 /// What was written, and what was not.
@@ -71,48 +62,38 @@ pub struct Outcome {
 /// Damaged rows that are described one by one.
 const EXAMPLES: usize = 5;
 
-impl HoldOut {
-    /// The split of a prompt.
-    pub fn split(self, prompt: &str) -> &'static str {
-        let streams = Streams::new(self.seed);
-        match streams
-            .named(Purpose::Split, &normalised(prompt))
-            .chance(self.share)
-        {
-            true => "heldout",
-            false => "train",
-        }
-    }
-}
-
 /// Writes a data set, whose name is `from`, as parquet files into `folder`.
 ///
 /// # Errors
 /// The data set cannot be read, a row is damaged and that is not allowed, nothing is left, or the disk is full; then nothing
 /// is written.
 pub fn convert(
-    (kind, splits): (DataKind, Vec<OpenSplit>),
+    opened: Opened,
     from: &Path,
     conversion: &Conversion,
     folder: &Path,
     progress: &mut OnRows<'_>,
 ) -> Result<Converted> {
-    let sides = if kind == DataKind::Rated { 1 } else { 2 };
+    let sides = if opened.kind == DataKind::Rated { 1 } else { 2 };
     let mut work = Work {
         conversion,
         per_prompt: HashMap::new(),
+        prompts: Prompts::default(),
         result: Converted::default(),
         writer: ShardWriter::new(folder, sides, &[], conversion.rows_per_file, conversion.replace)?,
     };
     let mut before = 0;
-    for split in &splits {
+    for split in &opened.splits {
         let source = &*split.source;
         let mut progress = |done| progress(before + done);
-        each_row(source, &mut progress, look, |seen| work.take(&split.name, seen))?;
+        each_row(source, &mut progress, look, |seen| work.take(&split.name, seen?))?;
         before += source.len();
     }
     let Work {
-        mut result, writer, ..
+        mut result,
+        writer,
+        prompts,
+        ..
     } = work;
     if result.rows.written == 0 {
         let rows = result.rows;
@@ -125,8 +106,36 @@ pub fn convert(
             "Check that it is the right data set; --ties keep writes ties.",
         ));
     }
+    if let Some(hold_out) = conversion.hold_out {
+        check_parts(from, hold_out, prompts)?;
+    }
     result.splits = writer.finish()?;
     Ok(result)
+}
+
+/// Prompts that were written: of training, and held out.
+type Prompts = [HashSet<Key>; 2];
+
+/// Refuses a division that leaves a part empty, as happens to few prompts.
+fn check_parts(from: &Path, hold_out: HoldOut, [train, held_out]: Prompts) -> Result<()> {
+    let empty = match (train.is_empty(), held_out.is_empty()) {
+        (_, true) if hold_out.share > 0.0 => "is held out",
+        (true, _) if hold_out.share < 1.0 => "is left to train on",
+        _ => return Ok(()),
+    };
+    let prompts = train.len() + held_out.len();
+    let expected = hold_out.share * prompts as f64;
+    Err(Error::bad(
+        from.display().to_string(),
+        format!(
+            "has {prompts} prompts, of which with a share of {} and seed {} none {empty}",
+            hold_out.share, hold_out.seed
+        ),
+        format!(
+            "Give another --held-out or --seed: a share of {} of {prompts} prompts is {expected:.1} of them.",
+            hold_out.share
+        ),
+    ))
 }
 
 /// A pair with its picture files.
@@ -138,30 +147,37 @@ struct Seen {
     content: Result<Option<Whole>, String>,
 }
 
-fn look(row: Row) -> Seen {
+fn look(row: Row) -> Result<Seen> {
     let content = match row.content {
-        Content::Unlabelled => Ok(None),
+        Content::Unlabelled(_) => Ok(None),
         Content::Damaged(reason) => Err(reason),
-        Content::Pair(pair) => readable(&pair).map(|files| Some((pair, files))),
+        Content::Pair(pair) => readable(pair)?.map(Some),
     };
-    Seen {
+    Ok(Seen {
         place: row.place.to_string(),
         content,
-    }
+    })
 }
 
-/// Both files, which look like pictures.
-pub(super) fn readable(pair: &Pair) -> Result<[Vec<u8>; 2], String> {
-    let files = files(pair)?;
-    for (side, file) in super::SIDES.iter().zip(&files) {
-        Header::read(file).map_err(|reason| format!("{side} {reason}"))?;
-    }
-    Ok(files)
+/// A pair with both files, which look like pictures; or what is wrong with them.
+///
+/// # Errors
+/// A whole shard is gone.
+pub(super) fn readable(mut pair: Pair) -> Result<Result<Whole, String>> {
+    let files = pair.take_files()?.and_then(|files| {
+        for (side, file) in SIDES.iter().zip(&files) {
+            Header::read(file).map_err(|reason| format!("{side} {reason}"))?;
+        }
+        Ok(files)
+    });
+    Ok(files.map(|files| (pair, files)))
 }
 
 struct Work<'a> {
     conversion: &'a Conversion,
     per_prompt: HashMap<Key, u32>,
+    /// Filled where prompts are divided.
+    prompts: Prompts,
     result: Converted,
     writer: ShardWriter,
 }
@@ -193,10 +209,14 @@ impl Work<'_> {
             *count += 1;
         }
         rows.written += 1;
-        let split = self
-            .conversion
-            .hold_out
-            .map_or(split, |hold_out| hold_out.split(&pair.caption));
+        let split = match self.conversion.hold_out {
+            None => split,
+            Some(hold_out) => {
+                let is_held_out = hold_out.holds_out(&pair.caption);
+                self.prompts[usize::from(is_held_out)].insert(prompt_key(&pair.caption));
+                hold_out.split(&pair.caption)
+            }
+        };
         self.writer.add(
             split,
             Written {

@@ -28,19 +28,31 @@ pub struct OpenSplit {
     pub source: Box<dyn PairSource>,
 }
 
+/// A data set, ready to be read.
+pub struct Opened {
+    /// What it is.
+    pub kind: DataKind,
+    /// Its splits.
+    pub splits: Vec<OpenSplit>,
+    /// Lists of other things that lie between its own, and are not read.
+    pub passed_over: Vec<PathBuf>,
+}
+
 impl Input {
     /// What the data set is, and its splits.
     ///
     /// # Errors
     /// It is of no known kind, or a split is missing or damaged.
-    pub fn open(&self) -> Result<(DataKind, Vec<OpenSplit>)> {
+    pub fn open(&self) -> Result<Opened> {
         let kind = match self.kind {
             Some(kind) => kind,
             None => import::detect(&self.path)?,
         };
         let mut names = self.splits.clone();
+        let mut passed_over = Vec::new();
         if names.is_empty() {
-            names = import::splits(kind, &self.path)?;
+            let found = import::splits(kind, &self.path)?;
+            (names, passed_over) = (found.names, found.passed_over);
         }
         if names.is_empty() {
             names.push("train".to_owned());
@@ -49,6 +61,10 @@ impl Input {
             let source = import::open(kind, &self.path, &name, self.choose)?;
             Ok(OpenSplit { name, source })
         };
-        Ok((kind, names.into_iter().map(open).collect::<Result<_>>()?))
+        Ok(Opened {
+            kind,
+            splits: names.into_iter().map(open).collect::<Result<_>>()?,
+            passed_over,
+        })
     }
 }

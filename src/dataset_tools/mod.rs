@@ -22,11 +22,12 @@ use std::ops::ControlFlow;
 use rayon::prelude::*;
 
 use crate::data::cache::Key;
-use crate::data::{Pair, PairSource, Row};
+use crate::data::{PairSource, Row};
 use crate::{Error, Result};
 
-pub use convert::{Conversion, Converted, HoldOut, Outcome, convert};
-pub use input::{Input, OpenSplit};
+pub use crate::pairs::{HoldOut, normalised};
+pub use convert::{Conversion, Converted, Outcome, convert};
+pub use input::{Input, OpenSplit, Opened};
 pub use relabel::{Relabelled, Vote, relabel};
 pub use validate::{Problem, Validation, validate};
 
@@ -63,24 +64,6 @@ fn each_row<T: Send>(
             )));
         }
     }
-}
-
-/// Both files of a pair; what is wrong with the first that cannot be read.
-fn files(pair: &Pair) -> Result<[Vec<u8>; 2], String> {
-    let file = |side: usize| match pair.images[side].read() {
-        Ok(bytes) => Ok(bytes.into_owned()),
-        Err(reason) => Err(format!("{} {reason}", SIDES[side])),
-    };
-    Ok([file(0)?, file(1)?])
-}
-
-/// What the pictures of a pair are called in messages.
-const SIDES: [&str; 2] = ["the first picture", "the second picture"];
-
-/// A prompt without what does not make it another one: case, and how words are spaced.
-pub fn normalised(prompt: &str) -> String {
-    let words: Vec<String> = prompt.split_whitespace().map(str::to_lowercase).collect();
-    words.join(" ")
 }
 
 /// A prompt's fingerprint, the same for prompts that are [`normalised`] to the same words.

@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::convert::{Whole, readable};
 use super::shard_writer::{ShardWriter, Written};
-use super::{OnRows, OpenSplit, each_row};
+use super::{OnRows, OpenSplit, Opened, each_row};
 use crate::config::data::DataKind;
-use crate::data::{Content, Pair, Preference, Row};
+use crate::data::{Content, Pair, Pictures, Preference, Row};
 use crate::pairs::{majority, order, overall};
 use crate::score::Scorer;
 use crate::score::source::{Record, Records};
@@ -44,8 +44,10 @@ pub struct Relabelled {
     pub scored: u64,
     /// Ties by the new labels, whether written or not.
     pub ties: u64,
-    /// Rows that were not labelled, which stay out.
+    /// Those of the scored pairs that had no label before.
     pub unlabelled: u64,
+    /// Rows without a label or a second picture, which stay out.
+    pub left_out: u64,
     /// Damaged rows that were left out.
     pub damaged: u64,
     /// Pairs with a winner by both labels.
@@ -63,7 +65,7 @@ type Scores = Vec<Option<Vec<[f64; 2]>>>;
 /// The data set cannot be read or has single pictures, a row is damaged and that is not allowed, a network fails, the disk is full,
 /// or `stop` was set; then nothing is written, and the scorer's cache keeps what was done.
 pub fn relabel(
-    (kind, splits): (DataKind, Vec<OpenSplit>),
+    opened: Opened,
     from: &Path,
     vote: Vote,
     scorer: &mut Scorer,
@@ -71,7 +73,7 @@ pub fn relabel(
     stop: &AtomicBool,
     progress: &mut OnRows<'_>,
 ) -> Result<Relabelled> {
-    if kind == DataKind::Rated {
+    if opened.kind == DataKind::Rated {
         return Err(Error::bad(
             from.display().to_string(),
             "holds single pictures, which are not compared",
@@ -81,12 +83,12 @@ pub fn relabel(
     let names: Vec<String> = scorer.names().into_iter().map(str::to_owned).collect();
     let writer = ShardWriter::new(folder, 2, &names, vote.rows_per_file, vote.replace)?;
     let mut scores = Scores::new();
-    for split in &splits {
+    for split in &opened.splits {
         score(split, vote.skip_damaged, scorer, stop, &mut scores, progress)?;
     }
     let labels = labels(&scores, names.len(), vote);
     let mut rewriter = Rewriter {
-        keep_ties: vote.keep_ties,
+        vote,
         scored: scores.into_iter().zip(labels),
         result: Relabelled::default(),
         writer,
@@ -95,10 +97,10 @@ pub fn relabel(
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),
     };
-    for split in &splits {
+    for split in &opened.splits {
         let source = &*split.source;
         each_row(source, &mut unless_stopped, look, |seen| {
-            rewriter.take(&split.name, seen)
+            rewriter.take(&split.name, seen?)
         })?;
     }
     rewriter.finish(from)
@@ -106,7 +108,7 @@ pub fn relabel(
 
 /// Takes the rows a second time and writes them with their new labels.
 struct Rewriter<S> {
-    keep_ties: bool,
+    vote: Vote,
     /// Scores and labels of the pairs that are still to come.
     scored: S,
     result: Relabelled,
@@ -114,26 +116,41 @@ struct Rewriter<S> {
 }
 
 impl<S: Iterator<Item = (Option<Vec<[f64; 2]>>, Label)>> Rewriter<S> {
-    fn take(&mut self, split: &str, seen: Result<Whole, Unusable>) -> Result<()> {
-        let (pair, images) = match seen {
-            Ok(found) => found,
-            Err(Unusable::Unlabelled) => {
-                self.result.unlabelled += 1;
+    fn take(&mut self, split: &str, Seen { place, content }: Seen) -> Result<()> {
+        let found = match content {
+            Found::Nothing => {
+                self.result.left_out += 1;
                 return Ok(());
             }
-            // It was damaged before, too, and let pass.
-            Err(Unusable::Damaged { has_scores }) => {
+            // The first pass let it pass.
+            Found::Damaged => {
                 self.result.damaged += 1;
-                self.scored.by_ref().take(usize::from(has_scores)).for_each(drop);
                 return Ok(());
             }
+            Found::Pictures(found) => found,
         };
-        let Some((Some(named_scores), (label, overall))) = self.scored.next() else {
-            self.result.damaged += 1;
-            return Ok(());
+        // What was scored has to be there still: its label would be lost without a word otherwise.
+        let changed = |what: &str| {
+            let remedy = "Leave the data set alone until it is relabelled, and run the same command again.";
+            Err(Error::bad(place.as_str(), what, remedy))
         };
-        count(&mut self.result, pair.preference, label);
-        if label == 0.5 && !self.keep_ties {
+        let ((pair, was, images), named_scores, (label, overall)) = match (found, self.scored.next()) {
+            (_, None) => return changed("was not there when the pairs were scored"),
+            (Ok(_) | Err(_), Some((None, _))) => {
+                self.result.damaged += 1;
+                return Ok(());
+            }
+            (Err(reason), Some((Some(_), _))) if !self.vote.skip_damaged => {
+                return changed(&format!("was scored, but now {reason}"));
+            }
+            (Err(_), Some((Some(_), _))) => {
+                self.result.damaged += 1;
+                return Ok(());
+            }
+            (Ok(whole), Some((Some(scores), label))) => (whole, scores, label),
+        };
+        count(&mut self.result, was, label);
+        if label == 0.5 && !self.vote.keep_ties {
             return Ok(());
         }
         let written = Written {
@@ -148,7 +165,7 @@ impl<S: Iterator<Item = (Option<Vec<[f64; 2]>>, Label)>> Rewriter<S> {
 
     fn finish(self, from: &Path) -> Result<Relabelled> {
         let mut result = self.result;
-        if result.scored == 0 || (result.scored == result.ties && !self.keep_ties) {
+        if result.scored == 0 || (result.scored == result.ties && !self.vote.keep_ties) {
             return Err(Error::bad(
                 from.display().to_string(),
                 format!(
@@ -166,25 +183,64 @@ impl<S: Iterator<Item = (Option<Vec<[f64; 2]>>, Label)>> Rewriter<S> {
 /// A new label and the overall scores that it comes from.
 type Label = (f64, [f64; 2]);
 
-enum Unusable {
-    Unlabelled,
-    Damaged { has_scores: bool },
+/// A row on the second pass.
+struct Seen {
+    place: String,
+    content: Found,
 }
 
-fn look(row: Row) -> Result<Whole, Unusable> {
-    match row.content {
-        Content::Unlabelled => Err(Unusable::Unlabelled),
-        Content::Damaged(_) => Err(Unusable::Damaged { has_scores: false }),
-        Content::Pair(pair) => match readable(&pair) {
-            Ok(files) => Ok((pair, files)),
-            Err(_) => Err(Unusable::Damaged { has_scores: true }),
-        },
+/// A pair, what was said of it, and its files.
+type Compared = (Pair, Option<Preference>, [Vec<u8>; 2]);
+
+enum Found {
+    /// Two pictures and what was said of them, or what is wrong with their files.
+    Pictures(Result<Compared, String>),
+    /// Nobody labelled it, and it has not two pictures.
+    Nothing,
+    Damaged,
+}
+
+fn look(row: Row) -> Result<Seen> {
+    let place = row.place.to_string();
+    let content = match comparable(row.content) {
+        Ok(Some((pair, was))) => {
+            let read = readable(pair)?;
+            Found::Pictures(read.map(|(pair, files): Whole| (pair, was, files)))
+        }
+        Ok(None) => Found::Nothing,
+        Err(_) => Found::Damaged,
+    };
+    Ok(Seen { place, content })
+}
+
+/// Two pictures that can be scored, and what was said of them; none if there is one only; what is wrong with a damaged row.
+fn comparable(content: Content) -> Result<Option<(Pair, Option<Preference>)>, String> {
+    match content {
+        Content::Pair(pair) => {
+            let was = pair.preference;
+            Ok(Some((pair, Some(was))))
+        }
+        Content::Unlabelled(None) => Ok(None),
+        Content::Unlabelled(Some(Pictures { caption, images })) => {
+            let pair = Pair {
+                caption,
+                images,
+                preference: Preference::Tie,
+                scores: None,
+            };
+            Ok(Some((pair, None)))
+        }
+        Content::Damaged(reason) => Err(reason),
     }
 }
 
-fn count(result: &mut Relabelled, old: Preference, new: f64) {
+fn count(result: &mut Relabelled, old: Option<Preference>, new: f64) {
     result.scored += 1;
     result.ties += u64::from(new == 0.5);
+    let Some(old) = old else {
+        result.unlabelled += 1;
+        return;
+    };
     if old != Preference::Tie && new != 0.5 {
         result.decided_by_both += 1;
         result.same_winner += u64::from(old.label() == new);
@@ -235,8 +291,8 @@ fn score(
 /// The two pictures of a row to score; none where there is nothing to compare.
 fn records(row: Row, skip_damaged: bool) -> Vec<Result<Record>> {
     let place = row.place.to_string();
-    match row.content {
-        Content::Pair(Pair { caption, images, .. }) => {
+    match comparable(row.content) {
+        Ok(Some((Pair { caption, images, .. }, _))) => {
             let record = |picture| Record {
                 file: place.clone(),
                 picture,
@@ -245,12 +301,12 @@ fn records(row: Row, skip_damaged: bool) -> Vec<Result<Record>> {
             };
             images.into_iter().map(|picture| Ok(record(picture))).collect()
         }
-        Content::Damaged(reason) if !skip_damaged => vec![Err(Error::bad(
+        Err(reason) if !skip_damaged => vec![Err(Error::bad(
             place,
             reason,
             "Mend or remove the row, or leave such rows out with --skip-damaged.",
         ))],
-        Content::Damaged(_) | Content::Unlabelled => Vec::new(),
+        Ok(None) | Err(_) => Vec::new(),
     }
 }
 

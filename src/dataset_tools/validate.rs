@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::{OnRows, OpenSplit, SIDES, each_row, files};
+use super::{OnRows, OpenSplit, each_row};
 use crate::Result;
 use crate::data::image::decode;
-use crate::data::{Content, Pair, Row};
+use crate::data::{Content, Pair, Row, SIDES};
 
 /// A row that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -37,7 +37,8 @@ pub fn validate(splits: &[OpenSplit], progress: &mut OnRows<'_>) -> Result<Valid
         let source = &*split.source;
         let before = found.rows;
         let mut progress = |done| progress(before + done);
-        each_row(source, &mut progress, problem, |(unlabelled, problem)| {
+        each_row(source, &mut progress, problem, |seen| {
+            let (unlabelled, problem) = seen?;
             found.rows += 1;
             found.unlabelled += u64::from(unlabelled);
             found.problems.extend(problem);
@@ -48,25 +49,25 @@ pub fn validate(splits: &[OpenSplit], progress: &mut OnRows<'_>) -> Result<Valid
 }
 
 /// Whether the row has no label, and what is wrong with it.
-fn problem(row: Row) -> (bool, Option<Problem>) {
-    let what = match &row.content {
-        Content::Unlabelled => return (true, None),
-        Content::Damaged(reason) => Some(reason.clone()),
-        Content::Pair(pair) => damage(pair),
+fn problem(row: Row) -> Result<(bool, Option<Problem>)> {
+    let what = match row.content {
+        Content::Unlabelled(_) => return Ok((true, None)),
+        Content::Damaged(reason) => Some(reason),
+        Content::Pair(pair) => damage(pair)?,
     };
     let place = || row.place.to_string();
-    (false, what.map(|what| Problem { place: place(), what }))
+    Ok((false, what.map(|what| Problem { place: place(), what })))
 }
 
-fn damage(pair: &Pair) -> Option<String> {
+fn damage(mut pair: Pair) -> Result<Option<String>> {
     if pair.caption.trim().is_empty() {
-        return Some("the caption is empty".into());
+        return Ok(Some("the caption is empty".into()));
     }
-    let files = match files(pair) {
+    let files = match pair.take_files()? {
         Ok(files) => files,
-        Err(reason) => return Some(reason),
+        Err(reason) => return Ok(Some(reason)),
     };
     let broken =
         |(side, file): (&&str, &Vec<u8>)| decode(file).err().map(|reason| format!("{side} {reason}"));
-    SIDES.iter().zip(&files).find_map(broken)
+    Ok(SIDES.iter().zip(&files).find_map(broken))
 }

@@ -25,6 +25,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use crate::fsutil::check_output;
 use crate::model_folder::ModelFolder;
 use crate::pipeline::{Pipeline, PipelineOptions, VaePrecision};
 use crate::progress::Console;
@@ -64,6 +65,9 @@ pub struct Generated {
 /// [`Error::Interrupted`]. After the last two the same call goes on where it stopped.
 pub fn run(plan: &GeneratePlan, output: &Path, options: &GenerateOptions) -> Result<Generated> {
     plan.check()?;
+    if let Some(path) = &plan.noise {
+        check_output(path, true)?;
+    }
     let model = ModelFolder::open(&plan.model)?;
     Pipeline::check_files(&model, &plan.adapters)?;
     let settings = Settings::of(plan, &model)?;
@@ -82,6 +86,9 @@ pub fn run(plan: &GeneratePlan, output: &Path, options: &GenerateOptions) -> Res
         }
         let sampling = plan.sampling(&model)?;
         let pipeline = Pipeline::load(&model, &plan.adapters, &pipeline_options(plan, options, made))?;
+        if let Some(path) = &plan.noise {
+            noise::save(path, plan, pipeline.latent_shape())?;
+        }
         // Nothing is left behind by a run that cannot begin.
         folder.begin(&settings)?;
         let began = Instant::now();

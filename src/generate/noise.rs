@@ -1,5 +1,10 @@
 //! The noise of an image: it depends on seed, prompt index and image index alone.
 
+use std::path::Path;
+
+use super::GeneratePlan;
+use crate::Result;
+use crate::adapter::{NamedTensor, Precision, write_tensors};
 use crate::pipeline::Draw;
 use crate::rng::{Purpose, Stream, Streams};
 
@@ -26,4 +31,24 @@ impl ImageNoise {
             Draw::Step(_) => self.steps.fill_normal(values),
         }
     }
+}
+
+/// Writes the noise that every image of `plan` begins with as tensors `PROMPT-IMAGE` of shape (C,H,W): times the sampler's
+/// initial sigma, which is 1 for many, it is what other programs call latents.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn save(path: &Path, plan: &GeneratePlan, shape: [usize; 3]) -> Result<()> {
+    let streams = Streams::new(plan.seed);
+    let tensors = plan.images().map(|work| NamedTensor {
+        name: format!("{:05}-{}", work.prompt_index, work.image_index),
+        shape: shape.to_vec(),
+        precision: Precision::Fp32,
+        values: Box::new(move || {
+            let mut values = vec![0.0; shape.iter().product()];
+            ImageNoise::new(&streams, work.prompt_index, work.image_index).fill(Draw::Initial, &mut values);
+            Ok(values.into())
+        }),
+    });
+    write_tensors(path, &[("format", "pt".to_owned())], tensors.collect())
 }

@@ -43,6 +43,8 @@ pub struct GeneratePlan {
     pub width: Option<usize>,
     /// Layers of the text encoders that are left out at the end.
     pub clip_skip: usize,
+    /// Where to write the noise that images begin with, for other programs; it shapes no image.
+    pub noise: Option<PathBuf>,
 }
 
 impl GeneratePlan {
@@ -63,6 +65,7 @@ impl GeneratePlan {
             height: None,
             width: None,
             clip_skip: 0,
+            noise: None,
         }
     }
 

@@ -103,6 +103,27 @@ impl Constant {
         }
     }
 
+    /// As [`Constant::floats`], from single precision.
+    pub fn singles(dtype: DType, shape: &[usize], values: &[f32]) -> Self {
+        let bytes: Vec<u8> = match dtype {
+            DType::F64 => values.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect(),
+            DType::F16 => values
+                .iter()
+                .flat_map(|v| f16::from_f32(*v).to_le_bytes())
+                .collect(),
+            DType::BF16 => values
+                .iter()
+                .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
+                .collect(),
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        Self {
+            dtype,
+            shape: shape.to_vec(),
+            data: TensorData::Inline(bytes.into()),
+        }
+    }
+
     /// From integers, stored as `dtype` (an integer type or bool).
     pub fn integers(dtype: DType, shape: &[usize], values: &[i64]) -> Self {
         let bytes: Vec<u8> = match dtype.size() {

@@ -7,6 +7,7 @@
 //! Two questions are kept apart: which pictures of a prompt meet ([`Choose`]), and who is preferred when they do
 //! ([`Label`]).
 
+mod hold_out;
 mod report;
 mod select;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use hold_out::{HoldOut, normalised};
 pub use report::{Agreement, agreement};
 pub use select::{Selection, select};
 pub(crate) use select::{majority, meet, order, overall};

@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 
-use super::{Candidate, Choose, Label, PairPlan, PreferencePair};
+use super::{Candidate, Choose, HoldOut, Label, PairPlan, PreferencePair};
 use crate::rng::{PairId, Purpose, Streams, Visit};
 use crate::stats::Summary;
 
@@ -37,6 +37,10 @@ pub fn select(candidates: &[Candidate], plan: &PairPlan) -> Selection {
         groups.entry(&candidate.prompt).or_default().push(index);
     }
     let streams = Streams::new(plan.seed);
+    let hold_out = HoldOut {
+        share: plan.held_out,
+        seed: plan.seed,
+    };
     let mut meetings = Vec::new();
     let mut lonely = 0;
     for (prompt, group) in &groups {
@@ -44,7 +48,7 @@ pub fn select(candidates: &[Candidate], plan: &PairPlan) -> Selection {
             lonely += 1;
             continue;
         }
-        let held_out = streams.named(Purpose::Split, prompt).chance(plan.held_out);
+        let held_out = hold_out.holds_out(prompt);
         let meeting = |images| Meeting { images, held_out };
         meetings.extend(meet(group, &scores, plan.choose).into_iter().map(meeting));
     }

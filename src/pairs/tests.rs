@@ -224,3 +224,39 @@ fn a_prompt_is_held_out_whatever_else_is_there() {
     let part = held_out(&candidates[30..]);
     assert!(whole.len() > 15 && part.iter().all(|prompt| whole.contains(prompt)));
 }
+
+/// Twenty prompts in two spellings, each with pictures of its own: whichever part a prompt is in, both spellings are there, and
+/// `ortdpo data split` puts them into the same one.
+#[test]
+fn spellings_of_a_prompt_are_held_out_together() {
+    let spelled = |n: usize, image: usize, prompt: String| Candidate {
+        prompt,
+        ..candidate(n, image, &[image as f64])
+    };
+    let candidates: Vec<Candidate> = (0..20)
+        .flat_map(|n| {
+            [0, 1].into_iter().flat_map(move |image| {
+                [
+                    spelled(n, image, format!("a red cat {n}")),
+                    spelled(n, image, format!("A  Red Cat {n}")),
+                ]
+            })
+        })
+        .collect();
+    let plan = PairPlan {
+        held_out: 0.5,
+        ..plan()
+    };
+    let selection = select(&candidates, &plan);
+    assert_eq!(selection.pairs.len(), 40, "spellings do not meet");
+    let hold_out = HoldOut {
+        share: 0.5,
+        seed: plan.seed,
+    };
+    for pair in &selection.pairs {
+        let prompt = &candidates[pair.images[0]].prompt;
+        assert_eq!(pair.held_out, hold_out.holds_out(&normalised(prompt)), "{prompt}");
+    }
+    let held_out = selection.pairs.iter().filter(|pair| pair.held_out).count();
+    assert!((4..36).contains(&held_out), "{held_out}");
+}

@@ -4,18 +4,21 @@
 //! Every adapted layer gets `y + B(A(x))`. Several adapters become one: their factors side by side, of rank r₁ + r₂ + …,
 //! each B multiplied by its scale (alpha / r, times the scale that was asked for).
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use tempfile::TempDir;
+
 use super::factors::Factors;
 use super::misfit;
-use super::replacement::replace_weights;
-use crate::adapter::ModuleName;
+use super::replacement::{self, NewWeight, new_weights, replace_weights};
 use crate::adapter::content::{self, Content};
+use crate::adapter::{ModuleName, TensorFile};
 use crate::model_folder::{Component, ModelFolder};
-use crate::onnx::{Constant, Graph, Node, Replacement};
+use crate::onnx::{Constant, Graph, Node, Replacement, ValueId};
 use crate::traingraph::branch::{self, Weights};
 use crate::traingraph::{Layer, Trainables, find_layers};
 use crate::{Error, Result};
@@ -23,7 +26,7 @@ use crate::{Error, Result};
 /// An adapter file and how much it counts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterRef {
-    /// A safetensors file, or the folder of a run.
+    /// An adapter's file, or the folder of a run or of PEFT.
     pub path: PathBuf,
     /// Factor of the change it makes; 1 as it was trained.
     pub scale: f64,
@@ -63,30 +66,12 @@ impl fmt::Display for AdapterRef {
 }
 
 impl AdapterRef {
-    /// The file itself: of a run's folder, what the run has trained.
+    /// The file itself: of a run's folder, what the run has trained; of PEFT's, the adapter.
     ///
     /// # Errors
     /// It is a folder without such a file.
     pub fn file(&self) -> Result<PathBuf> {
-        if !self.path.is_dir() {
-            return Ok(self.path.clone());
-        }
-        let known = [
-            "pytorch_lora_weights.safetensors",
-            "diffusion_pytorch_model.safetensors",
-        ];
-        let found = known
-            .map(|name| self.path.join(name))
-            .into_iter()
-            .find(|p| p.is_file());
-        found.ok_or_else(|| {
-            let what = format!("holds neither {}", known.join(" nor "));
-            Error::bad(
-                self.path.display().to_string(),
-                what,
-                "Name the adapter's file, or the folder of a finished run.",
-            )
-        })
+        content::file_of(&self.path)
     }
 }
 
@@ -102,6 +87,15 @@ struct Loaded {
 #[derive(Debug, Default)]
 pub struct Adapters {
     files: Vec<Loaded>,
+}
+
+/// A graph with adapters in it.
+#[derive(Debug)]
+pub struct Adapted {
+    /// The graph.
+    pub graph: Graph,
+    /// Folders of its weights, to be kept until there is a session over it.
+    pub folders: Vec<TempDir>,
 }
 
 impl Adapters {
@@ -145,11 +139,11 @@ impl Adapters {
     ///
     /// # Errors
     /// A module is not in the graph.
-    pub fn apply(&self, graph: Graph, component: Component) -> Result<Graph> {
-        let graph = self.replaced(graph, component)?;
+    pub fn apply(&self, graph: Graph, component: Component) -> Result<Adapted> {
+        let Adapted { graph, folders } = self.replaced(graph, component)?;
         let adapted = self.by_layer(&graph, component)?;
         if adapted.is_empty() {
-            return Ok(graph);
+            return Ok(Adapted { graph, folders });
         }
         let (mut out, given) = branch::begin_copy(&graph);
         let mut layers = Vec::new();
@@ -175,10 +169,12 @@ impl Adapters {
             trainables: &trainables,
             values,
         };
-        branch::finish_copy(out, &graph, &given, Some(&weights))
+        let graph = branch::finish_copy(out, &graph, &given, Some(&weights))?;
+        Ok(Adapted { graph, folders })
     }
 
-    /// The weights of `graph` that the adapters change, by name: each is read and made when it is asked for.
+    /// The weights of `graph` that the adapters change, by name: each is read and made when it is asked for, and then counted
+    /// in `changed` unless it is what it was.
     ///
     /// # Errors
     /// As [`Adapters::apply`]; also when layers share one weight and the adapters differ.
@@ -186,22 +182,13 @@ impl Adapters {
         &'a self,
         graph: &Graph,
         component: Component,
+        changed: &'a Cell<usize>,
     ) -> Result<HashMap<String, Replacement<'a>>> {
-        let replaced = self.replaced(graph.clone(), component)?;
+        let mut new = self.new_weights(graph, component)?;
         let mut merged: HashMap<String, Replacement<'a>> = HashMap::new();
-        for (value, constant) in &replaced.constants {
-            if graph.constants[value] != *constant {
-                let constant = constant.clone();
-                let replacement = Replacement {
-                    bytes: constant.byte_len(),
-                    make: Box::new(move || Ok(constant.clone())),
-                };
-                merged.insert(graph.name(*value), replacement);
-            }
-        }
-        for (layer, factors) in self.by_layer(&replaced, component)? {
+        for (layer, factors) in self.by_layer(graph, component)? {
             let uses = |node: &&Node| node.inputs.contains(&Some(layer.weight));
-            if replaced.nodes.iter().filter(uses).count() > 1 {
+            if graph.nodes.iter().filter(uses).count() > 1 {
                 let what = format!(
                     "adapts `{}`, which shares its weight with another layer",
                     layer.module
@@ -209,26 +196,65 @@ impl Adapters {
                 let remedy = "Use the adapter without merging it.";
                 return Err(Error::bad(component.to_string(), what, remedy));
             }
-            let weight = replaced.constants[&layer.weight].clone();
-            let name = replaced.name(layer.weight);
-            let replacement = Replacement {
-                bytes: weight.byte_len(),
-                make: Box::new(move || factors.added_to(&weight, &layer)),
+            let (weight, replaced) = (graph.constants[&layer.weight].clone(), new.remove(&layer.weight));
+            let name = graph.name(layer.weight);
+            let bytes = weight.byte_len();
+            let make = move || {
+                changed.set(changed.get() + 1);
+                match &replaced {
+                    Some((new, file)) => factors.added_to(&new.read(file)?, &layer),
+                    None => factors.added_to(&weight, &layer),
+                }
             };
-            merged.insert(name, replacement);
+            let make = Box::new(make);
+            merged.insert(name, Replacement { bytes, make });
+        }
+        for (value, (new, file)) in new {
+            let old = graph.constants[&value].clone();
+            let make = move || {
+                let made = new.read(file)?;
+                if made.read_bytes()? != old.read_bytes()? {
+                    changed.set(changed.get() + 1);
+                }
+                Ok(made)
+            };
+            let replacement = Replacement {
+                bytes: graph.constants[&value].byte_len(),
+                make: Box::new(make),
+            };
+            merged.insert(graph.name(value), replacement);
         }
         Ok(merged)
     }
 
-    fn replaced(&self, mut graph: Graph, component: Component) -> Result<Graph> {
-        if component == Component::Unet {
-            for file in &self.files {
-                if let Content::Full(tensors) = &file.content {
-                    replace_weights(&mut graph, tensors, &file.path)?;
-                }
-            }
+    /// Whole weights of the adapters, by the constants whose place they take; of several for one the last.
+    fn new_weights(
+        &self,
+        graph: &Graph,
+        component: Component,
+    ) -> Result<BTreeMap<ValueId, (NewWeight, &TensorFile)>> {
+        let mut found = BTreeMap::new();
+        for file in self.whole_weights(component) {
+            let new = new_weights(graph, file)?.into_iter();
+            found.extend(new.map(|weight| (weight.value, (weight, file))));
         }
-        Ok(graph)
+        Ok(found)
+    }
+
+    fn whole_weights(&self, component: Component) -> impl Iterator<Item = &TensorFile> {
+        let files = self.files.iter().filter(move |_| component == Component::Unet);
+        files.filter_map(|file| match &file.content {
+            Content::Full(file) => Some(file),
+            Content::Lora(_) => None,
+        })
+    }
+
+    fn replaced(&self, mut graph: Graph, component: Component) -> Result<Adapted> {
+        let mut folders = Vec::new();
+        for file in self.whole_weights(component) {
+            folders.extend(replace_weights(&mut graph, file, replacement::IN_MEMORY)?);
+        }
+        Ok(Adapted { graph, folders })
     }
 
     /// The layers that are adapted, each with all its factors.

@@ -8,7 +8,7 @@ use super::adapters::{Index, modules};
 use super::derived_folder::read_network;
 use super::factors::{fits, sizes};
 use crate::adapter::content::Content;
-use crate::adapter::{ModuleFactors, ReadTensor};
+use crate::adapter::{ModuleFactors, TensorFile};
 use crate::model_folder::{Component, ModelFolder};
 use crate::traingraph::{TrainableKind, Trainables};
 use crate::{Error, Result};
@@ -66,7 +66,7 @@ pub struct Difference {
 /// A network of the model cannot be read.
 pub fn differences(content: &Content, model: &ModelFolder) -> Result<Vec<Difference>> {
     let mut found = match content {
-        Content::Full(tensors) => of_weights(tensors, model)?,
+        Content::Full(file) => of_weights(file, model)?,
         Content::Lora(modules) => {
             let mut components: Vec<Component> = modules.iter().map(|m| m.component).collect();
             components.dedup();
@@ -133,7 +133,7 @@ fn of_component(
     Ok(found)
 }
 
-fn of_weights(tensors: &[(String, ReadTensor)], model: &ModelFolder) -> Result<Vec<Difference>> {
+fn of_weights(file: &TensorFile, model: &ModelFolder) -> Result<Vec<Difference>> {
     let (source, graph) = read_network(model, model.denoiser()?, true)?;
     let known = Trainables::full(&graph, &["*".to_owned()])?;
     let mut by_name: HashMap<&str, &[usize]> = HashMap::new();
@@ -151,9 +151,9 @@ fn of_weights(tensors: &[(String, ReadTensor)], model: &ModelFolder) -> Result<V
         ));
     }
     let mut found = Vec::new();
-    for (name, tensor) in tensors {
-        let expected = by_name.get(name.as_str());
-        if expected.is_some_and(|shape| *shape == tensor.shape.as_slice()) {
+    for entry in file.entries() {
+        let expected = by_name.get(entry.name.as_str());
+        if expected.is_some_and(|shape| *shape == entry.shape.as_slice()) {
             continue;
         }
         found.push(Difference {
@@ -163,8 +163,8 @@ fn of_weights(tensors: &[(String, ReadTensor)], model: &ModelFolder) -> Result<V
                 Kind::Name
             },
             component: Component::Unet.to_string(),
-            name: name.clone(),
-            adapter: format!("{:?}", tensor.shape),
+            name: entry.name.clone(),
+            adapter: format!("{:?}", entry.shape),
             model: expected.map_or(String::new(), |shape| format!("{shape:?}")),
         });
     }

@@ -1,5 +1,6 @@
 //! A pipeline folder with adapters merged into its weights: `W + s·B·A`, in the weights' own type.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -21,10 +22,21 @@ pub struct Merged {
 /// Writes `model` with `adapters` merged to `output`, which must be free: all or nothing.
 ///
 /// # Errors
-/// An adapter does not fit; the folder is in use; the disk is full.
+/// An adapter does not fit, or they change nothing; the folder is in use; the disk is full.
 pub fn merge(model: &ModelFolder, adapters: &[AdapterRef], output: &Path) -> Result<Merged> {
+    let names: Vec<String> = adapters.iter().map(ToString::to_string).collect();
     let adapters = Adapters::read(adapters, model)?;
-    write_folder(model, output, |folder| write_networks(model, &adapters, folder))
+    write_folder(model, output, |folder| {
+        let (merged, replaced) = write_networks(model, &adapters, folder)?;
+        match merged.weights {
+            0 => Err(Error::bad(
+                names.join(", "),
+                format!("changes none of the weights of {}", model.root().display()),
+                "Check that these are the adapter and the model that are meant: there is nothing to merge.",
+            )),
+            _ => Ok((merged, replaced)),
+        }
+    })
 }
 
 fn write_networks(model: &ModelFolder, adapters: &Adapters, output: &Path) -> Result<(Merged, Vec<PathBuf>)> {
@@ -36,11 +48,12 @@ fn write_networks(model: &ModelFolder, adapters: &Adapters, output: &Path) -> Re
     for component in ADAPTABLE {
         if adapters.adapts(component) {
             let (source, graph) = read_network(model, component, adapters.replaces(component))?;
-            let weights = adapters.merged(&graph, component)?;
+            let changed = Cell::new(0);
+            let weights = adapters.merged(&graph, component, &changed)?;
             let folder = output.join(component.folder());
             fs::create_dir_all(&folder).map_err(Error::io(&folder, "create the folder"))?;
             save_patched(&source, &weights, &folder.join("model.onnx"))?;
-            merged.weights += weights.len();
+            merged.weights += changed.get();
             merged.components.push(component);
             replaced.extend(files(&source, &graph));
         }

@@ -23,7 +23,7 @@ pub fn refuse(path: &Path, content: &Content, model: &ModelFolder) -> Result<()>
     }
     let all = match content {
         Content::Lora(modules) => format!("{} layers", modules.len()),
-        Content::Full(tensors) => format!("{} weights", tensors.len()),
+        Content::Full(file) => format!("{} weights", file.entries().len()),
     };
     let of_kind = |kind: Kind| {
         let these: Vec<&Difference> = found.iter().filter(|d| d.kind == kind).collect();

@@ -45,7 +45,8 @@ use crate::runtime::SessionOptions;
 use denoiser::Denoiser;
 use sampling::Guided;
 
-pub use adapters::{AdapterRef, Adapters};
+pub use adapters::{Adapted, AdapterRef, Adapters};
+pub use derived_folder::read_network;
 pub use guidance::Guidance;
 pub use latent::{LatentScaling, Moments};
 pub use micro::TimeIds;
@@ -100,6 +101,8 @@ pub struct Pipeline {
     size: [usize; 2],
     /// What images are moved away from.
     negative: Embedding,
+    /// Weights that are mapped; removed when nobody reads them any more.
+    _folders: Vec<tempfile::TempDir>,
 }
 
 impl Pipeline {
@@ -124,7 +127,7 @@ impl Pipeline {
         let samples = options.batch * if options.guidance.is_on() { 2 } else { 1 };
         let geometry = sizes.sample(size, &negative).with_samples(samples);
         let graph = denoiser::load(&unet, &geometry, adapters.replaces(component))?;
-        let graph = adapters.apply(graph, component)?;
+        let Adapted { graph, folders } = adapters.apply(graph, component)?;
 
         Ok(Self {
             denoiser: Denoiser::new(&unet, &graph, geometry, &options.session)?,
@@ -134,6 +137,7 @@ impl Pipeline {
             batch: options.batch,
             size,
             negative,
+            _folders: folders,
         })
     }
 

@@ -185,6 +185,18 @@ pub fn map_weights(graph: &Graph) -> Result<SharedWeights> {
     SharedWeights::map(graph.constants.iter().filter_map(source))
 }
 
+/// Where the files of the graph's weights lie, if it has any.
+fn data_folder(graph: &Graph) -> Option<&Path> {
+    use crate::onnx::TensorData;
+    graph
+        .constants
+        .values()
+        .find_map(|constant| match &constant.data {
+            TensorData::Inline(_) => None,
+            TensorData::External { file, .. } => file.parent(),
+        })
+}
+
 /// A session over `graph` whose external weights come from `weights`; `folder` is where the model lies.
 ///
 /// # Errors
@@ -195,6 +207,9 @@ pub fn session_over(
     weights: &SharedWeights,
     options: &SessionOptions,
 ) -> Result<Session> {
+    let folder = data_folder(graph)
+        .filter(|own| !own.starts_with(folder))
+        .unwrap_or(folder);
     let bytes = write::to_bytes(graph, Some(folder))?;
     Session::with_weights(&bytes, Some(folder), weights, options)
 }

@@ -10,7 +10,7 @@
 
 use ndarray::{Array1, Array2, ArrayD, ArrayViewD, Axis, Ix2, Ix3, concatenate};
 
-use super::adapters::Adapters;
+use super::adapters::{Adapted, Adapters};
 use super::hidden_states;
 use super::network::Network;
 use crate::model_folder::{Component, ModelFolder};
@@ -253,7 +253,7 @@ impl Part<'_> {
                 false => hidden_states::end_after(&mut graph, index, &path)?,
             }
         }
-        let graph = adapters.apply(graph, self.encoder)?;
+        let Adapted { graph, .. } = adapters.apply(graph, self.encoder)?;
         let network = Network::over_graph(&path, self.encoder, &graph, options, "input_ids")?;
         Ok((network, output))
     }

@@ -15,7 +15,8 @@ use crate::{Error, Result};
 /// metrics.jsonl, events.out.tfevents.*   a line and a record a step
 /// checkpoints/step-N/                    everything to go on from
 /// pytorch_lora_weights.safetensors       the result, for diffusers
-///   or diffusion_pytorch_model.safetensors
+///   and, or kohya_lora_weights.safetensors, for Kohya's scripts
+///   or diffusion_pytorch_model.safetensors, config.json
 /// summary.json                           what came of it
 /// samples/step-N.png                     pictures drawn at evaluations
 /// ema/, best/                            the same weights of the policy's average, and of the best evaluation
@@ -151,6 +152,11 @@ impl RunFolder {
     /// The trained adapter.
     pub fn adapter(&self) -> PathBuf {
         self.0.join("pytorch_lora_weights.safetensors")
+    }
+
+    /// The trained adapter in Kohya's form.
+    pub fn kohya_adapter(&self) -> PathBuf {
+        self.0.join("kohya_lora_weights.safetensors")
     }
 
     /// The trained weights, in full fine-tuning.

@@ -1,7 +1,7 @@
 //! Files that a run reads besides its model and its pairs: all there, and all of each?
 
 use crate::Result;
-use crate::adapter::check_safetensors;
+use crate::adapter::content::{check_file, file_of};
 use crate::config::TrainPlan;
 use crate::config::adapter::AdapterConfig;
 use crate::model_folder::{Component, ModelFolder};
@@ -15,7 +15,7 @@ pub fn check(plan: &TrainPlan) -> Result<()> {
     if let AdapterConfig::Lora(lora) = &plan.adapter
         && let Some(file) = &lora.init
     {
-        check_safetensors(file)?;
+        check_file(&file_of(file)?)?;
     }
     let rated = plan.objective.objective().needs().experience.is_online() && plan.rollout.labels.is_none();
     if plan.samples.is_on() || rated {

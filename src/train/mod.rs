@@ -32,6 +32,7 @@ pub mod source;
 pub mod state;
 pub mod step;
 pub mod summary;
+mod untouched;
 mod weights;
 
 pub use run::{RunOptions, run};

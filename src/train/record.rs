@@ -109,7 +109,7 @@ impl Recorder {
                 name: name.to_owned(),
                 shape,
                 precision: Precision::Fp32,
-                values: Box::new(move || Cow::Borrowed(values)),
+                values: Box::new(move || Ok(Cow::Borrowed(values))),
             });
         let path = self
             .folder

@@ -1,21 +1,29 @@
 //! What a finished run leaves for others to load.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 
 use super::engine::Engine;
 use super::folder::RunFolder;
 use super::model::Model;
+use super::untouched::Untouched;
 use crate::Result;
-use crate::adapter::{self, LoraScale, NamedTensor, Precision};
+use crate::adapter::kohya::Naming;
+use crate::adapter::{self, BaseModel, Lora, LoraScale, NamedTensor, Precision};
 use crate::config::Config;
-use crate::config::adapter::AdapterConfig;
+use crate::config::adapter::{AdapterConfig, LoraConfig};
 use crate::data::{Dataset, Preference};
+use crate::diffusion::PredictionType;
+use crate::fsutil::write_atomically;
 use crate::margin::MarginMeter;
 use crate::params::ParamSet;
+use crate::tensor;
 use crate::traingraph::TrainableKind;
 
-/// Writes the adapter under PEFT's names, or the trained weights under PyTorch's.
+/// Writes the adapter under PEFT's names; or the whole model under PyTorch's, with weights that were not trained as they were
+/// and the configuration that diffusers' `from_pretrained` wants beside it.
 pub fn write(
     folder: &RunFolder,
     config: &Config,
@@ -23,14 +31,32 @@ pub fn write(
     engine: &Engine,
     policy: &ParamSet,
 ) -> Result<()> {
-    let path = match &config.adapter {
-        AdapterConfig::Lora(_) => folder.adapter(),
-        AdapterConfig::Full(_) => folder.weights(),
-    };
-    write_to(&path, config, model, engine, policy)
+    if let AdapterConfig::Lora(lora) = &config.adapter {
+        let trained = trained(lora, config, model, policy);
+        if lora.format.has_diffusers() {
+            adapter::diffusers::write(&folder.adapter(), &trained)?;
+        }
+        if lora.format.has_kohya() {
+            adapter::kohya::write(&folder.kohya_adapter(), &trained, Naming::Auto)?;
+        }
+        return Ok(());
+    }
+    let untouched = Untouched::of(model, policy.layout())?;
+    let mut tensors = torch_tensors(engine, policy);
+    tensors.extend(untouched.iter().flat_map(Untouched::tensors));
+    let note = untouched.as_ref().and_then(Untouched::note);
+    adapter::save_full(&folder.weights(), tensors, note)?;
+    let described = model.folder.root().join(model.component.folder()).join(CONFIG);
+    match fs::read(&described) {
+        Ok(text) => write_atomically(&folder.root().join(CONFIG), &text),
+        Err(_) => Ok(()),
+    }
 }
 
-/// Writes what [`write()`] does to a file of any name.
+/// diffusers' description of a network.
+const CONFIG: &str = "config.json";
+
+/// Writes what was trained, and nothing else, to a file of any name.
 pub fn write_to(
     path: &Path,
     config: &Config,
@@ -39,14 +65,39 @@ pub fn write_to(
     policy: &ParamSet,
 ) -> Result<()> {
     match &config.adapter {
-        AdapterConfig::Lora(lora) => {
-            let scale = LoraScale {
-                rank: lora.rank,
-                alpha: lora.alpha(),
-            };
-            adapter::save_lora(path, model.prefix(), policy, scale, Precision::Fp32)
-        }
-        AdapterConfig::Full(_) => adapter::save_full(path, torch_tensors(engine, policy)),
+        AdapterConfig::Lora(lora) => adapter::diffusers::write(path, &trained(lora, config, model, policy)),
+        AdapterConfig::Full(_) => adapter::save_full(path, torch_tensors(engine, policy), None),
+    }
+}
+
+/// The trained adapter, with a note on what it is for: by their names alone, not all adapters of SDXL can be told from others.
+fn trained(lora: &LoraConfig, config: &Config, model: &Model, policy: &ParamSet) -> Lora {
+    let scale = LoraScale {
+        rank: lora.rank,
+        alpha: lora.alpha(),
+    };
+    let mut notes = BTreeMap::new();
+    if let Some(base) = family(model) {
+        notes.insert("ss_base_model_version".to_owned(), base.version().to_owned());
+        let prediction = match model.schedule.prediction_type() {
+            PredictionType::VPrediction => "v",
+            PredictionType::Epsilon => "epsilon",
+        };
+        notes.insert("modelspec.prediction_type".to_owned(), prediction.to_owned());
+        let side = config.data.resolution;
+        notes.insert("modelspec.resolution".to_owned(), format!("{side}x{side}"));
+    }
+    adapter::trained(model.prefix(), policy, scale, notes)
+}
+
+/// The family of a model whose captions have the width of one.
+fn family(model: &Model) -> Option<BaseModel> {
+    let config = model.folder.config(model.component).ok()?;
+    match config.number("cross_attention_dim").ok()? as usize {
+        768 => Some(BaseModel::Sd1),
+        1024 => Some(BaseModel::Sd2),
+        2048 => Some(BaseModel::Sdxl),
+        _ => None,
     }
 }
 
@@ -62,25 +113,25 @@ fn torch_tensors<'a>(engine: &Engine, policy: &'a ParamSet) -> Vec<NamedTensor<'
             return None;
         };
         let index = policy.layout().index_of(&t.name)?;
-        let (transposed, columns) = (*transposed, *t.shape.last().unwrap_or(&1));
+        let sides = match t.shape.as_slice() {
+            [rows, columns] if *transposed => Some((*rows, *columns)),
+            _ => None,
+        };
         Some(NamedTensor {
             name: t.name.clone(),
             shape: torch_shape.clone(),
             precision: Precision::Fp32,
-            values: Box::new(move || match transposed {
-                false => Cow::Borrowed(policy.tensor(index)),
-                true => Cow::Owned(transpose(policy.tensor(index), columns)),
+            values: Box::new(move || match sides {
+                None => Ok(Cow::Borrowed(policy.tensor(index))),
+                Some((rows, columns)) => Ok(Cow::Owned(tensor::transposed(
+                    policy.tensor(index),
+                    rows,
+                    columns,
+                ))),
             }),
         })
     };
     engine.trainables().tensors.iter().filter_map(named).collect()
-}
-
-fn transpose(values: &[f32], columns: usize) -> Vec<f32> {
-    let rows = values.len() / columns.max(1);
-    (0..values.len())
-        .map(|i| values[(i % rows) * columns + i / rows])
-        .collect()
 }
 
 /// Accuracy, on the held-out pairs, of the scorer whose scores the data set holds: no model that learns from such labels
@@ -96,14 +147,4 @@ pub fn ceiling(heldout: &Dataset) -> Option<f64> {
         }
     }
     meter.accuracy()
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_transposed_weight_goes_back_to_pytorchs_layout() {
-        // Graph layout [inputs 2, outputs 3].
-        let graph = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-        assert_eq!(super::transpose(&graph, 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
-    }
 }

@@ -27,6 +27,7 @@ use super::file::{Precision, ReadTensor, floats};
 use super::keys::ModuleName;
 use crate::fsutil::write_atomically_with;
 use crate::model_folder::Component;
+use crate::tensor::transposed;
 use crate::{Error, Result};
 
 /// Suffixes of the names of a module's two parameters: A and B.
@@ -158,12 +159,6 @@ fn tensor(path: &Path, parameter: &Parameter<'_>) -> Result<ReadTensor> {
             precision,
         },
     })
-}
-
-/// A matrix of `rows` × `columns`, turned.
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let at = |i: usize| values[(i % rows) * columns + i / rows];
-    (0..values.len()).map(at).collect()
 }
 
 /// Writes the modules of `component` to `path`. The same adapter gives the same bytes.

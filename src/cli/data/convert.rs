@@ -50,7 +50,6 @@ pub(super) fn write(
     format: Format,
     console: Console,
 ) -> Result<()> {
-    let input = source.input()?;
     let conversion = Conversion {
         keep_ties: target.ties == TiesArg::Keep,
         max_pairs_per_prompt: max_pairs_per_prompt.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
@@ -59,15 +58,9 @@ pub(super) fn write(
         replace: target.replace,
         hold_out,
     };
-    let (kind, splits) = input.open()?;
-    let mut progress = progress(console, "converting", super::rows(&splits));
-    let done = convert(
-        (kind, splits),
-        &source.path,
-        &conversion,
-        &target.folder,
-        &mut progress,
-    )?;
+    let opened = source.open(console)?;
+    let mut progress = progress(console, "converting", super::rows(&opened.splits));
+    let done = convert(opened, &source.path, &conversion, &target.folder, &mut progress)?;
     drop(progress);
     match format {
         Format::Json => output::json(&done),

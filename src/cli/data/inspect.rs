@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use ortdpo::config::data::DataKind;
+use ortdpo::dataset_tools::Opened;
 use ortdpo::dataset_tools::inspect::{Inspection, Look, Sheet, SplitInspection, inspect};
+use ortdpo::fsutil::check_output;
 use ortdpo::picture::write_png;
 use ortdpo::progress::Console;
 use ortdpo::{Error, Result};
@@ -58,7 +60,10 @@ struct Report<'a> {
 impl Inspect {
     /// Does what was asked for.
     pub fn run(self, console: Console) -> Result<()> {
-        let (kind, splits) = self.source.input()?.open()?;
+        if let Some(sheet) = &self.sheet {
+            check_output(sheet, true)?;
+        }
+        let Opened { kind, splits, .. } = self.source.open(console)?;
         let mut sheet = self
             .sheet
             .as_ref()
@@ -108,11 +113,17 @@ fn text(kind: DataKind, inspection: &Inspection) -> String {
         text += "\n";
     }
     if inspection.splits.len() > 1 {
-        let shared = inspection.shared;
+        let shared = &inspection.shared;
         text += &format!(
             "\nin more than one split: {} prompts, {} pictures",
             shared.prompts, shared.pictures
         );
+        if let Some(alike) = shared.alike {
+            text += &format!("; {alike} pictures look like one of another split");
+        }
+        for example in &shared.alike_examples {
+            text += &format!("\n  alike: {example}");
+        }
     }
     text.trim_end().to_owned()
 }

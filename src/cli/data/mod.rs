@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, Subcommand, ValueEnum};
 use ortdpo::config::data::DataKind;
-use ortdpo::dataset_tools::{Input, OpenSplit};
+use ortdpo::dataset_tools::{Input, OpenSplit, Opened};
 use ortdpo::pairs::Choose;
 use ortdpo::progress::Console;
 use ortdpo::{Error, Result};
@@ -90,7 +90,19 @@ struct Source {
 }
 
 impl Source {
-    /// As the library takes it; from now on so many threads work.
+    /// Opens it, with a word on files that are not read; from now on so many threads work.
+    fn open(&self, console: Console) -> Result<Opened> {
+        let opened = self.input()?.open()?;
+        for path in &opened.passed_over {
+            console.say(&format!(
+                "{}: left aside, since it is no list of {}",
+                path.display(),
+                opened.kind
+            ));
+        }
+        Ok(opened)
+    }
+
     fn input(&self) -> Result<Input> {
         rayon::ThreadPoolBuilder::new()
             .num_threads(self.jobs)

@@ -49,7 +49,7 @@ pub struct Relabel {
 impl Relabel {
     /// Does what was asked for.
     pub fn run(self, console: Console) -> Result<()> {
-        let opened = self.source.input()?.open()?;
+        let opened = self.source.open(console)?;
         let mut scorer = Scorer::open(&self.reward, &self.compute.session(), self.cache.folder())?;
         let vote = Vote {
             majority: self.majority,
@@ -59,7 +59,7 @@ impl Relabel {
             rows_per_file: self.target.shard_rows,
             replace: self.target.replace,
         };
-        let mut progress = progress(console, "scoring", rows(&opened.1));
+        let mut progress = progress(console, "scoring", rows(&opened.splits));
         let from = &self.source.path;
         let done = relabel(
             opened,
@@ -85,7 +85,13 @@ fn summary(done: &Relabelled) -> String {
         per_split(&done.splits),
         done.ties
     );
-    for (count, what) in [(done.unlabelled, "without a label"), (done.damaged, "damaged")] {
+    if done.unlabelled > 0 {
+        text += &format!("; {} had no label", done.unlabelled);
+    }
+    for (count, what) in [
+        (done.left_out, "without a label or a second picture"),
+        (done.damaged, "damaged"),
+    ] {
         if count > 0 {
             text += &format!("; left out {count} {what}");
         }

@@ -30,7 +30,7 @@ pub struct Validate {
 impl Validate {
     /// Does what was asked for.
     pub fn run(self, console: Console) -> Result<()> {
-        let (_, splits) = self.source.input()?.open()?;
+        let splits = self.source.open(console)?.splits;
         let mut progress = progress(console, "checking", rows(&splits));
         let found = validate(&splits, &mut progress)?;
         drop(progress);

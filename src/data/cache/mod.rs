@@ -11,10 +11,11 @@
 //! changed or removed, so readers need no lock. A damaged entry is found by its checksum, forgotten, and made
 //! again; the later of two records for a key holds.
 
+mod index;
 mod payload;
 mod record;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -23,9 +24,11 @@ use memmap2::Mmap;
 use ndarray::{ArrayD, ArrayViewD};
 use rayon::prelude::*;
 
-use crate::{Error, Result};
+use crate::{Error, Result, fsutil};
+use index::{Index, Location};
 use record::Record;
 
+pub use index::Snapshot;
 pub use record::Key;
 
 /// Size at which the next shard is begun.
@@ -39,17 +42,11 @@ struct Shard {
     end: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Location {
-    shard: u32,
-    record: Record,
-}
-
 /// The entries of a cache folder, readable from any thread.
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
-    index: HashMap<Key, Location>,
+    index: Index,
     shards: BTreeMap<u32, Shard>,
 }
 
@@ -62,7 +59,7 @@ impl Store {
         let folder = folder.into();
         let mut store = Self {
             folder,
-            index: HashMap::new(),
+            index: Index::default(),
             shards: BTreeMap::new(),
         };
         store.refresh()?;
@@ -71,7 +68,8 @@ impl Store {
 
     /// Reads the index files and maps the shards anew.
     fn refresh(&mut self) -> Result<()> {
-        self.index.clear();
+        let mut found = Vec::new();
+        self.index = Index::default();
         self.shards.clear();
         for shard in self.numbers()? {
             let (data, index) = (self.data_path(shard), self.index_path(shard));
@@ -80,11 +78,12 @@ impl Store {
             let bytes = fs::read(&index).map_err(Error::io(&index, "read"))?;
             let mut end = 0;
             for record in record::read_all(&bytes).filter(|record| record.end() <= len) {
-                self.index.insert(record.key, Location { shard, record });
+                found.extend(Location::of(shard, &record).map(|location| (record.key, location)));
                 end = record.end().max(end);
             }
             self.shards.insert(shard, Shard { map, end });
         }
+        self.index = Index::of(found);
         Ok(())
     }
 
@@ -128,24 +127,24 @@ impl Store {
 
     /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
+        self.index.len() == 0
     }
 
     /// Whether there is an entry; says nothing about its being sound.
     pub fn contains(&self, key: Key) -> bool {
-        self.index.contains_key(&key)
+        self.index.get(key).is_some()
     }
 
-    /// Keys of all entries.
-    pub fn keys(&self) -> impl Iterator<Item = Key> {
-        self.index.keys().copied()
+    /// What there is now.
+    pub fn snapshot(&mut self) -> Snapshot {
+        self.index.snapshot()
     }
 
     fn bytes(&self, key: Key) -> Option<&[u8]> {
-        let Location { shard, record } = *self.index.get(&key)?;
-        let map = self.shards.get(&shard)?.map.as_ref()?;
-        let bytes = map.get(record.offset as usize..record.end() as usize)?;
-        (crc32c::crc32c(bytes) == record.checksum).then_some(bytes)
+        let location = self.index.get(key)?;
+        let map = self.shards.get(&location.shard)?.map.as_ref()?;
+        let bytes = map.get(location.range())?;
+        (crc32c::crc32c(bytes) == location.checksum).then_some(bytes)
     }
 
     /// Reads the tensors of an entry; `None` if there is none or it is damaged.
@@ -162,7 +161,7 @@ impl Store {
     /// Treats entries as absent, so that they are made again.
     pub fn forget(&mut self, keys: &[Key]) {
         for key in keys {
-            self.index.remove(key);
+            self.index.put(*key, None);
         }
     }
 
@@ -232,6 +231,11 @@ impl Writer<'_> {
         self.store
     }
 
+    /// See [`Store::snapshot`].
+    pub fn snapshot(&mut self) -> Snapshot {
+        self.store.snapshot()
+    }
+
     /// See [`Store::forget`].
     pub fn forget(&mut self, keys: &[Key]) {
         self.store.forget(keys);
@@ -294,13 +298,9 @@ impl Writer<'_> {
             .write_all(&records)
             .map_err(Error::io(index_path, "write"))?;
         for record in shard.pending.drain(..) {
-            self.store.index.insert(
-                record.key,
-                Location {
-                    shard: shard.number,
-                    record,
-                },
-            );
+            self.store
+                .index
+                .put(record.key, Location::of(shard.number, &record));
         }
         Ok(())
     }
@@ -322,7 +322,8 @@ impl Writer<'_> {
         self.store.refresh()
     }
 
-    /// Opens a shard to append at `end`; what lies behind is cut off.
+    /// Opens a shard to append at `end`; what lies behind is cut off, and so are records of what is no longer there: they would
+    /// come to mean what is written in its place.
     fn open_shard(&self, number: u32, end: u64) -> Result<OpenShard> {
         let open = |path: &Path| {
             OpenOptions::new()
@@ -334,12 +335,17 @@ impl Writer<'_> {
                 .map_err(Error::io(path, "write"))
         };
         let (data_path, index_path) = (self.store.data_path(number), self.store.index_path(number));
-        let (mut data, mut index) = (open(&data_path)?, open(&index_path)?);
+        let records = sound_records(&index_path, end)?;
+        let mut data = open(&data_path)?;
         let cut = |file: &mut File, len: u64| file.set_len(len).and_then(|()| file.seek(SeekFrom::End(0)));
         cut(&mut data, end).map_err(Error::io(&data_path, "write"))?;
-        let records =
-            index.metadata().map_err(Error::io(&index_path, "look at"))?.len() / Record::BYTES as u64;
-        cut(&mut index, records * Record::BYTES as u64).map_err(Error::io(&index_path, "write"))?;
+        if let Some(records) = records {
+            fsutil::write_atomically(&index_path, &records)?;
+        }
+        let mut index = open(&index_path)?;
+        index
+            .seek(SeekFrom::End(0))
+            .map_err(Error::io(&index_path, "write"))?;
         Ok(OpenShard {
             number,
             data: BufWriter::with_capacity(1 << 20, data),
@@ -348,6 +354,17 @@ impl Writer<'_> {
             pending: Vec::new(),
         })
     }
+}
+
+/// The records of payloads that end at `end` or before, where the index has anything else.
+fn sound_records(index: &Path, end: u64) -> Result<Option<Vec<u8>>> {
+    if !index.exists() {
+        return Ok(None);
+    }
+    let bytes = fs::read(index).map_err(Error::io(index, "read"))?;
+    let sound = record::read_all(&bytes).filter(|record| record.end() <= end);
+    let sound: Vec<u8> = sound.flat_map(Record::to_bytes).collect();
+    Ok((sound != bytes).then_some(sound))
 }
 
 #[cfg(test)]
@@ -467,6 +484,20 @@ mod tests {
         assert_eq!((store.len(), sound(&store, 0..2)), (2, 2));
         fill(&mut store, 2..3);
         assert_eq!(sound(&Store::open(dir.path()).unwrap(), 0..3), 3);
+    }
+
+    /// Records of a shard that was deleted do not come to mean what is written in its place.
+    #[test]
+    fn a_shard_that_is_deleted_takes_its_records_along() {
+        let dir = tempfile::tempdir().unwrap();
+        fill(&mut Store::open(dir.path()).unwrap(), 0..3);
+        fs::remove_file(dir.path().join("shard-0000.bin")).unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        assert!(store.is_empty());
+        fill(&mut store, 10..14);
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!((store.len(), sound(&store, 10..14)), (4, 4));
+        assert!((0..3).all(|n| !store.contains(key(n))));
     }
 
     #[test]

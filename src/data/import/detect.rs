@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::records::{Fields, records};
+use super::list::Format;
+use super::records::{Fields, LISTS, records};
 use super::{folders, imagefolder};
 use crate::config::data::DataKind;
 use crate::data::parquet_file;
@@ -41,7 +42,8 @@ fn of_folder(folder: &Path) -> Result<Option<DataKind>> {
     let (below, files): (Vec<PathBuf>, Vec<PathBuf>) =
         entries(folder)?.into_iter().partition(|path| path.is_dir());
     for file in &files {
-        if let Some(kind) = of_file(file)? {
+        // Other lists may lie beside those of the data set, such as prompts.
+        if let Ok(Some(kind)) = of_file(file) {
             return Ok(Some(kind));
         }
     }
@@ -67,12 +69,27 @@ fn of_file(path: &Path) -> Result<Option<DataKind>> {
                 () => None,
             })
         }
-        Some("json" | "jsonl" | "ndjson" | "csv") => match records(path)?.next() {
+        Some(list) if LISTS.contains(&list) => match records(path)?.next() {
             Some(record) => Ok(record?.fields.ok().and_then(|fields| of_fields(&fields))),
             None => Ok(None),
         },
         _ => Ok(None),
     }
+}
+
+/// Records in which to look for one of the kind.
+const LOOKED_AT: usize = 16;
+
+/// Whether a list has records of the kind `kind` among its first, or such that are broken. Lists of other things, such as
+/// HPDv2's prompts for benchmarks, lie beside those of the data set.
+pub(super) fn is_list_of(path: &Path, kind: DataKind, format: &Format) -> bool {
+    let Ok(records) = records(path) else { return false };
+    let fields = records
+        .take(LOOKED_AT)
+        .filter_map(|record| record.ok()?.fields.ok());
+    fields
+        .into_iter()
+        .any(|fields| of_fields(&fields) == Some(kind) || (format.read)(&fields, format.choose).is_ok())
 }
 
 fn of_fields(fields: &Fields) -> Option<DataKind> {

@@ -102,7 +102,7 @@ impl Index for Groups {
                 place: place.clone(),
                 rows: vec![Content::Damaged(reason.clone())],
             });
-            damaged.chain(self.pairs(group)).map(Ok)
+            damaged.chain(alone(group)).chain(self.pairs(group)).map(Ok)
         })))
     }
 }
@@ -128,6 +128,19 @@ impl Groups {
             })],
         })
     }
+}
+
+/// A picture that has no other to be compared with.
+fn alone(group: &Group) -> Option<Entry> {
+    let [(_, name, _)] = group.images.as_slice() else {
+        return None;
+    };
+    let reason =
+        format!("{name} is the only picture of its prompt, so that there is nothing to compare it with");
+    Some(Entry {
+        place: group.place.clone(),
+        rows: vec![Content::Damaged(reason)],
+    })
 }
 
 /// The better of two scores.

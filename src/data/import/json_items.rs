@@ -4,12 +4,24 @@ use std::io::{self, BufRead};
 
 /// Hands out the text of one object after the other, with the line on which it begins, counted from 1.
 ///
-/// Only as much of JSON is understood as it takes to find where an object ends; the text may still be no JSON.
+/// Only as much of JSON is understood as it takes to find where an object ends; the text may still be no JSON. Of JSON lines, a
+/// line that holds no whole object is handed out as it is, and the next line is another object: a list that was cut off, or into
+/// which two programs wrote at once, loses no more than that line. An object may take several lines if its brace has one of its
+/// own.
 pub(super) struct JsonItems<R> {
     input: R,
     line: u64,
+    form: Option<Form>,
+    /// Within the brackets of an array.
     in_array: bool,
     is_over: bool,
+}
+
+/// What the first character of a list says of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Array,
+    Lines,
 }
 
 impl<R: BufRead> JsonItems<R> {
@@ -17,6 +29,7 @@ impl<R: BufRead> JsonItems<R> {
         Self {
             input,
             line: 1,
+            form: None,
             in_array: false,
             is_over: false,
         }
@@ -27,23 +40,39 @@ impl<R: BufRead> JsonItems<R> {
         loop {
             let bytes = self.input.fill_buf()?;
             if bytes.is_empty() {
-                return match item.text.is_empty() && !self.in_array {
-                    true => Ok(None),
-                    false => Err(damaged("ends in the middle of the list")),
+                let line = self.line;
+                return match (item.text.is_empty(), self.in_array) {
+                    (true, false) => Ok(None),
+                    // The last line was cut off.
+                    (false, false) => Ok(Some((item.line, item.text))),
+                    (_, true) => Err(damaged(&format!(
+                        "ends in the middle of the list, in line {line}"
+                    ))),
                 };
             }
             let mut used = 0;
             for &byte in bytes {
                 used += 1;
-                if byte == b'\n' {
-                    self.line += 1;
-                }
+                self.line += u64::from(byte == b'\n');
                 if item.text.is_empty() {
                     match byte {
-                        b'{' => item.line = self.line,
-                        b'[' if !self.in_array => self.in_array = true,
+                        b'{' => {
+                            item.line = self.line;
+                            self.form.get_or_insert(Form::Lines);
+                        }
+                        b'[' if !self.in_array && self.form != Some(Form::Lines) => {
+                            self.in_array = true;
+                            self.form = Some(Form::Array);
+                        }
                         b']' if self.in_array => self.in_array = false,
                         b',' | b' ' | b'\t' | b'\r' | b'\n' | 0xEF | 0xBB | 0xBF => {}
+                        // The rest of an object that was cut off before, or of something else.
+                        _ if self.form == Some(Form::Lines) => {
+                            item.line = self.line;
+                            item.is_rest = true;
+                            item.text.push(byte);
+                            continue;
+                        }
                         _ => {
                             return Err(damaged(&format!(
                                 "holds no list of objects in line {}",
@@ -55,7 +84,9 @@ impl<R: BufRead> JsonItems<R> {
                         continue;
                     }
                 }
-                if item.add(byte) {
+                let is_whole = item.add(byte);
+                let is_cut_off = self.form == Some(Form::Lines) && byte == b'\n' && item.ends_with_its_line();
+                if is_whole || is_cut_off {
                     self.input.consume(used);
                     return Ok(Some((item.line, item.text)));
                 }
@@ -85,12 +116,25 @@ struct Item {
     depth: usize,
     in_string: bool,
     is_escaped: bool,
+    /// No object.
+    is_rest: bool,
+    /// Its brace has a line of its own.
+    has_lines: bool,
 }
 
 impl Item {
+    /// Whether the object, which is not complete, ends with the line that was just read: no text goes on in the next line.
+    fn ends_with_its_line(&mut self) -> bool {
+        self.has_lines |= self.text.trim_ascii() == b"{";
+        self.is_rest || self.in_string || !self.has_lines
+    }
+
     /// Adds a byte; whether the object is complete.
     fn add(&mut self, byte: u8) -> bool {
         self.text.push(byte);
+        if self.is_rest {
+            return false;
+        }
         match byte {
             _ if self.is_escaped => self.is_escaped = false,
             b'\\' if self.in_string => self.is_escaped = true,
@@ -138,15 +182,35 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_or_no_list_is_an_error() {
-        for text in [
-            "[{\"a\": 1}",
-            "[{\"a\": 1}, {\"a\"",
-            "{\"a\": \"",
-            "<html>",
-            "[1, 2]",
+    fn a_broken_line_costs_itself_only() {
+        let text =
+            "{\"a\": 1}\n{\"a\": \"cut o\n{\"a\": 2}\n{\"a\":\nrest}\n{\n  \"a\": {\n  }\n}\n{\"a\": 3";
+        for capacity in [1, 5, 1000] {
+            let found = items(text, capacity).unwrap();
+            let expected = [
+                (1, "{\"a\": 1}"),
+                (2, "{\"a\": \"cut o\n"),
+                (3, "{\"a\": 2}"),
+                (4, "{\"a\":\n"),
+                (5, "rest}\n"),
+                (6, "{\n  \"a\": {\n  }\n}"),
+                (10, "{\"a\": 3"),
+            ];
+            let found: Vec<(u64, &str)> = found.iter().map(|(line, text)| (*line, &**text)).collect();
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn an_array_that_is_cut_off_or_no_list_is_an_error() {
+        for (text, what) in [
+            ("[{\"a\": 1}\n", "ends in the middle of the list, in line 2"),
+            ("[{\"a\": 1}, {\"a\"", "in line 1"),
+            ("<html>", "holds no list of objects in line 1"),
+            ("[1, 2]", "holds no list of objects in line 1"),
         ] {
-            assert!(items(text, 16).is_err(), "{text}");
+            let error = items(text, 16).unwrap_err().to_string();
+            assert!(error.contains(what), "{text}: {error}");
         }
         assert_eq!(items("[]", 16).unwrap(), []);
         assert_eq!(items("", 16).unwrap(), []);

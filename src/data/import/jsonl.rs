@@ -41,6 +41,11 @@ fn read<'a>(fields: &'a Fields, choose: Choose) -> Result<Vec<Comparison<'a>>, S
         return Err("lacks chosen and rejected, image_0 and image_1, or images".into());
     }
     let (chosen, rejected) = (fields.texts(&[CHOSEN])?, fields.texts(&["rejected"])?);
+    for (name, images) in [(CHOSEN, &chosen), ("rejected", &rejected)] {
+        if images.is_empty() {
+            return Err(format!("has no picture in {name}"));
+        }
+    }
     let preference = match fields.number_if_any("label")? {
         None | Some(1.0) => Preference::First,
         Some(0.5) => Preference::Tie,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::listed::{About, Entries, Entry, Index, Listed};
 use super::records::{Fields, Record, records};
 use crate::Result;
-use crate::data::pair::{Content, Pair, Preference};
+use crate::data::pair::{Content, Pair, Pictures, Preference};
 use crate::data::picture::Picture;
 use crate::pairs::Choose;
 
@@ -82,11 +82,13 @@ impl Lists {
 }
 
 fn content(comparison: Comparison, base: &Path) -> Content {
+    let caption = comparison.caption.to_owned();
+    let images = comparison.images.map(|name| Picture::File(base.join(name)));
     match comparison.preference {
-        None => Content::Unlabelled,
+        None => Content::Unlabelled(Some(Pictures { caption, images })),
         Some(preference) => Content::Pair(Pair {
-            caption: comparison.caption.to_owned(),
-            images: comparison.images.map(|name| Picture::File(base.join(name))),
+            caption,
+            images,
             preference,
             scores: comparison.scores,
         }),

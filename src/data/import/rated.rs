@@ -4,14 +4,11 @@
 use std::path::Path;
 
 use super::list::{Comparison, Format};
-use super::records::Fields;
+use super::records::{Fields, LISTS};
 use crate::Result;
 use crate::data::pair::Preference;
 use crate::data::shards::{self, PARQUET};
 use crate::pairs::Choose;
-
-/// How the names of such lists end.
-pub(super) const EXTENSIONS: [&str; 2] = ["csv", "jsonl"];
 
 pub(super) const FORMAT: Format = Format {
     name: "rated",
@@ -24,9 +21,9 @@ pub(super) const FORMAT: Format = Format {
 pub(super) fn is_listed(path: &Path, split: &str) -> Result<bool> {
     if path.is_file() {
         let extension = path.extension().and_then(|x| x.to_str());
-        return Ok(extension.is_some_and(|x| EXTENSIONS.contains(&x)));
+        return Ok(extension.is_some_and(|x| LISTS.contains(&x)));
     }
-    Ok(shards::find(path, split, &PARQUET).is_err() && shards::find(path, split, &EXTENSIONS).is_ok())
+    Ok(shards::find(path, split, &PARQUET).is_err() && shards::find(path, split, &LISTS).is_ok())
 }
 
 fn read(fields: &Fields, _: Choose) -> Result<Vec<Comparison<'_>>, String> {

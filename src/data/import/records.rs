@@ -27,6 +27,9 @@ const ROWS_AT_ONCE: usize = 1024;
 
 type Records = Box<dyn Iterator<Item = Result<Record>> + Send>;
 
+/// How the names of lists end: those that are looked for are those that are read.
+pub(super) const LISTS: [&str; 4] = ["json", "jsonl", "ndjson", "csv"];
+
 /// Streams the records of a file; what it holds is told by how its name ends.
 ///
 /// # Errors
@@ -45,10 +48,9 @@ fn json(path: &Path) -> Result<Records> {
     let items = JsonItems::new(BufReader::with_capacity(1 << 16, file));
     Ok(Box::new(items.map(move |item| {
         let (line, text) = item.map_err(|e| unreadable(&path, &e))?;
-        let fields = serde_json::from_slice(&text).map(Fields);
         Ok(Record {
             place: place(&path, At::Line(line)),
-            fields: fields.map_err(|e| format!("is no JSON object: {e}")),
+            fields: Fields::from_json(&text),
         })
     })))
 }
@@ -126,6 +128,18 @@ fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> Error {
 }
 
 impl Fields {
+    /// The fields of a JSON object; why it is none.
+    pub fn from_json(text: &[u8]) -> Result<Self, String> {
+        let fields = serde_json::from_slice(text).map(Self);
+        fields.map_err(|e| format!("is no JSON object: {e}"))
+    }
+
+    /// Whether the first of `names` that is there is null.
+    pub fn is_null(&self, names: &[&str]) -> bool {
+        let found = names.iter().find_map(|name| self.0.get(*name));
+        found.is_some_and(Value::is_null)
+    }
+
     /// Whether there is a value.
     pub fn has(&self, name: &str) -> bool {
         self.get(name).is_some()

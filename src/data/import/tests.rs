@@ -143,7 +143,7 @@ fn json_lines_have_scores_several_rejected_ranks_and_rows_without_a_label() {
     };
     assert_eq!(first.scores, Some([0.5, 0.25]));
     let heldout = rows(DataKind::Jsonl, "jsonl", "heldout", Choose::BestWorst);
-    assert_eq!(heldout[3].content, Content::Unlabelled);
+    assert!(matches!(heldout[3].content, Content::Unlabelled(Some(_))));
     let expected = [
         RED,
         ("a red square", 1.0, ["red", "dark"]),
@@ -209,7 +209,7 @@ fn another_format_is_refused_with_what_this_one_has() {
             DataKind::Hpdv2,
             "hpdv2",
             "validation",
-            "holds no validation-*.json or jsonl or ndjson; it has these splits: test, train",
+            "holds no validation-*.json or jsonl or ndjson or csv; it has these splits: test, train",
         ),
         (DataKind::Folders, "hpdv3", "train", "holds neither w/ and l/"),
         (
@@ -237,7 +237,7 @@ fn another_format_is_refused_with_what_this_one_has() {
             "train",
             "lacks the columns chosen, rejected",
         ),
-        (DataKind::Rated, "hpdv3", "train", "no parquet files"),
+        (DataKind::Rated, "hpdv3", "train", "lacks file_path or file_name"),
     ];
     for (kind, name, split, expected) in cases {
         let text = refused(kind, name, split);
@@ -247,7 +247,7 @@ fn another_format_is_refused_with_what_this_one_has() {
 
 #[test]
 fn splits_are_listed() {
-    let of = |kind, name: &str| splits(kind, &fixture(name)).unwrap();
+    let of = |kind, name: &str| splits(kind, &fixture(name)).unwrap().names;
     assert_eq!(of(DataKind::Hpdv2, "hpdv2"), ["test", "train"]);
     assert_eq!(of(DataKind::Jsonl, "jsonl"), ["heldout", "train"]);
     assert_eq!(of(DataKind::Imagereward, "imagereward"), ["train"]);
@@ -315,4 +315,103 @@ fn an_archive_that_is_cut_off_is_one_clear_error() {
         );
         assert_eq!(error.exit_code(), 2);
     }
+}
+
+fn copy(from: &str, to: &Path) {
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    fs::copy(fixture(from), to).unwrap();
+}
+
+/// HPDv2 as it is published: lists of prompts for benchmarks lie beside those of comparisons, and in the folder itself.
+#[test]
+fn lists_of_other_things_are_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for file in ["train.json", "test.json", "train/red.png", "train/grey.png"] {
+        copy(&format!("hpdv2/{file}"), &at(file));
+    }
+    fs::create_dir(at("benchmark")).unwrap();
+    for file in ["benchmark/anime.json", "anime.json"] {
+        fs::write(at(file), r#"["a cat", "a dog"]"#).unwrap();
+    }
+    fs::write(at("notes.json"), r#"[{"text": "about"}]"#).unwrap();
+    assert_eq!(detect(folder.path()).unwrap(), DataKind::Hpdv2);
+    let found = splits(DataKind::Hpdv2, folder.path()).unwrap();
+    assert_eq!(found.names, ["test", "train"]);
+    let expected = ["anime.json", "benchmark/anime.json", "notes.json"];
+    assert_eq!(found.passed_over, expected.map(at));
+    assert_eq!(
+        rows_of(&*open(DataKind::Hpdv2, folder.path(), "train", Choose::All).unwrap()).len(),
+        3
+    );
+}
+
+#[test]
+fn rated_lists_may_be_json_arrays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.json");
+    fs::write(
+        &path,
+        r#"[{"file_path": "a.png", "caption": "a cat", "label": "exclusive_win"}]"#,
+    )
+    .unwrap();
+    for place in [path.as_path(), folder.path()] {
+        assert_eq!(detect(place).unwrap(), DataKind::Rated);
+        let source = open(DataKind::Rated, place, "train", Choose::All).unwrap();
+        assert_eq!(source.len(), 1);
+    }
+}
+
+/// What cannot be compared is counted and named like any other broken row.
+#[test]
+fn rows_that_cannot_be_compared_are_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("train.jsonl");
+    let text = r#"{"prompt": "a", "chosen": "a.png", "rejected": "b.png"}
+{"prompt": "a", "chosen": [], "rejected": "b.png"}
+{"prompt": "a", "chosen": "a.png", "rejec
+{"prompt": "a", "chosen": "a.png", "rejected": []}
+{"prompt": "a", "image_0": "a.png", "image_1": "b.png", "label": null}
+{"prompt": "a", "images": ["a.png"], "scores": [1]}
+"#;
+    fs::write(&list, text).unwrap();
+    let problems = |kind, path: &Path| -> Vec<Option<String>> {
+        let rows = rows_of(&*open(kind, path, "train", Choose::All).unwrap());
+        let problem = |row: &Row| match &row.content {
+            Content::Damaged(reason) => Some(format!("{}: {reason}", row.place)),
+            _ => None,
+        };
+        rows.iter().map(problem).collect()
+    };
+    let found = problems(DataKind::Jsonl, &list);
+    let expected = [
+        None,
+        Some("line 2: has no picture in chosen"),
+        Some("line 3: is no JSON object"),
+        Some("line 4: has no picture in rejected"),
+        None,
+        Some("line 6: has 1 pictures and 1 scores"),
+    ];
+    for (found, expected) in found.iter().zip(expected) {
+        match (found, expected) {
+            (Some(found), Some(expected)) => assert!(found.contains(expected), "{found}"),
+            (found, expected) => assert!(found.is_none() && expected.is_none(), "{found:?} {expected:?}"),
+        }
+    }
+    assert_eq!(found.len(), 6);
+    let scored = folder.path().join("metadata.jsonl");
+    let text = r#"{"prompt": "a", "file_name": "a.png", "score": 1}
+{"prompt": "b", "file_name": "b.png", "score": 1}
+{"prompt": "a", "file_name": "c.png", "score": 2}
+"#;
+    fs::write(&scored, text).unwrap();
+    let found = problems(DataKind::Imagefolder, folder.path());
+    assert!(
+        found.len() == 2
+            && found[1]
+                .as_ref()
+                .unwrap()
+                .contains("b.png is the only picture of its prompt"),
+        "{found:?}"
+    );
 }

@@ -8,10 +8,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
 use super::listed::{About, Entries, Entry, Index, Listed};
-use crate::data::pair::{At, Content, Pair, Place, Preference};
+use super::records::Fields;
+use crate::data::pair::{At, Content, Pair, Pictures, Place, Preference};
 use crate::data::picture::Picture;
 use crate::{Error, Result};
 
@@ -147,26 +146,26 @@ impl Sample {
         };
         let json = part(self.json.ok_or("lacks its .json")?);
         let json = json.read().map_err(|e| format!("its .json {e}"))?;
-        let fields: Map<String, Value> =
-            serde_json::from_slice(&json).map_err(|e| format!("its .json is no JSON object: {e}"))?;
-        let first = |names: [&str; 2]| names.iter().find_map(|name| fields.get(*name));
-        let label = match first(["label_0", "label"]) {
-            None => return Err("its .json lacks label_0".into()),
-            Some(Value::Null) => return Ok(Content::Unlabelled),
-            Some(label) => label,
+        let fields = Fields::from_json(&json).map_err(|e| format!("its .json {e}"))?;
+        let caption = match (fields.text(&["caption", "prompt"]), self.text) {
+            (Ok(caption), _) => caption.to_owned(),
+            (Err(_), Some(text)) => String::from_utf8_lossy(&part(text).read()?).trim().to_owned(),
+            (Err(_), None) => return Err("has no caption".into()),
         };
-        let preference = label.as_f64().and_then(Preference::of_label);
-        let number = |name| Some(fields.get(name)?.as_f64()? as f32);
+        const LABELS: [&str; 2] = ["label_0", "label"];
+        if fields.is_null(&LABELS) {
+            return Ok(Content::Unlabelled(Some(Pictures { caption, images })));
+        }
+        let name = LABELS.into_iter().find(|name| fields.has(name));
+        let name = name.ok_or("its .json lacks label_0")?;
+        let label = fields.number(name).map_err(|e| format!("its .json {e}"))?;
+        let [first, second] = [fields.number_if_any("score_0")?, fields.number_if_any("score_1")?];
         Ok(Content::Pair(Pair {
-            caption: match (self.text, first(["caption", "prompt"]).and_then(Value::as_str)) {
-                (_, Some(caption)) => caption.to_owned(),
-                (Some(text), None) => String::from_utf8_lossy(&part(text).read()?).trim().to_owned(),
-                (None, None) => return Err("has no caption".into()),
-            },
+            caption,
             images,
-            preference: preference
-                .ok_or_else(|| format!("label_0 is {label}, which is none of 0, 0.5 and 1"))?,
-            scores: number("score_0").zip(number("score_1")).map(|(a, b)| [a, b]),
+            preference: Preference::of_label(label)
+                .ok_or_else(|| format!("{name} is {label}, which is none of 0, 0.5 and 1"))?,
+            scores: first.zip(second).map(|(a, b)| [a as f32, b as f32]),
         }))
     }
 }

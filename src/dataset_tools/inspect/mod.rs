@@ -7,17 +7,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
 
-use super::{OnRows, OpenSplit, each_row, files, prompt_key};
+use super::{OnRows, OpenSplit, each_row, prompt_key};
 use crate::Result;
 use crate::data::cache::Key;
 use crate::data::image::{Header, decode};
-use crate::data::{Content, Pair, Preference, Row};
-use crate::rng::PairId;
+use crate::data::{Content, Pair, Place, Preference, Row, SIDES};
 
 pub use near::{NEAR, difference_hash};
 pub use sheet::Sheet;
 
-use near::Near;
+use near::{Near, Spot, across};
 
 /// What is looked at beyond what is free.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,12 +37,16 @@ pub struct Inspection {
 }
 
 /// What several splits have in common, and should not.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Shared {
     /// Prompts.
     pub prompts: u64,
     /// Pictures.
     pub pictures: u64,
+    /// Pictures that look like one of another split, those that are the same among them; `None` unless it was asked for.
+    pub alike: Option<u64>,
+    /// Some of them.
+    pub alike_examples: Vec<String>,
 }
 
 /// One split.
@@ -140,6 +143,7 @@ pub fn inspect(
     let mut done = 0;
     let mut inspections = Vec::new();
     let mut seen = Everywhere::default();
+    let mut nears = Vec::new();
     for split in splits {
         let mut inspector = Inspector::new(what);
         let mut progress = |rows| progress(done + rows);
@@ -147,15 +151,22 @@ pub fn inspect(
             &*split.source,
             &mut progress,
             |row| look(row, what),
-            |seen| inspector.take(seen, sheet.as_deref_mut()),
+            |seen| inspector.take(seen?, sheet.as_deref_mut()),
         )?;
         done += split.source.len();
         seen.add(&inspector);
-        inspections.push(inspector.finish(&split.name));
+        let (inspection, near) = inspector.finish(&split.name);
+        inspections.push(inspection);
+        nears.extend(near);
+    }
+    let mut shared = seen.shared;
+    if what.alike {
+        let (alike, examples) = across(&nears);
+        (shared.alike, shared.alike_examples) = (Some(alike), examples);
     }
     Ok(Inspection {
         splits: inspections,
-        shared: seen.shared,
+        shared,
     })
 }
 
@@ -179,8 +190,7 @@ impl Everywhere {
 
 /// A row that was looked at.
 struct Seen {
-    id: PairId,
-    place: String,
+    place: Place,
     content: Result<Option<SeenPair>, String>,
 }
 
@@ -196,24 +206,25 @@ struct SeenPicture {
     hash: Option<u64>,
 }
 
-fn look(row: Row, what: Look) -> Seen {
+fn look(row: Row, what: Look) -> Result<Seen> {
     let content = match row.content {
-        Content::Unlabelled => Ok(None),
+        Content::Unlabelled(_) => Ok(None),
         Content::Damaged(reason) => Err(reason),
-        Content::Pair(pair) => look_at_pair(pair, what).map(Some),
+        Content::Pair(mut pair) => {
+            let files = pair.take_files()?;
+            files.and_then(|files| look_at_pair(pair, files, what)).map(Some)
+        }
     };
-    Seen {
-        id: row.id,
-        place: row.place.to_string(),
+    Ok(Seen {
+        place: row.place,
         content,
-    }
+    })
 }
 
-fn look_at_pair(pair: Pair, what: Look) -> Result<SeenPair, String> {
-    let files = files(&pair)?;
+fn look_at_pair(pair: Pair, files: [Vec<u8>; 2], what: Look) -> Result<SeenPair, String> {
     let picture = |side: usize| {
         let file = &files[side];
-        let named = |reason| format!("{} {reason}", super::SIDES[side]);
+        let named = |reason| format!("{} {reason}", SIDES[side]);
         let header = Header::read(file).map_err(named)?;
         let hash = match what.alike {
             true => Some(difference_hash(&decode(file).map_err(named)?)),
@@ -288,7 +299,7 @@ impl Inspector {
         }
         let sides = if self.single { 1 } else { 2 };
         for (side, picture) in pictures.iter().enumerate().take(sides) {
-            self.picture(seen.id, side, picture, files[side].len());
+            self.picture(&seen.place, side, picture, files[side].len());
         }
         if let Some(sheet) = sheet {
             sheet.offer(pair, files);
@@ -316,7 +327,7 @@ impl Inspector {
         }
     }
 
-    fn picture(&mut self, pair: PairId, side: usize, picture: &SeenPicture, bytes: usize) {
+    fn picture(&mut self, place: &Place, side: usize, picture: &SeenPicture, bytes: usize) {
         let times = self.pictures.entry(picture.key).or_default();
         *times += 1;
         if *times > 1 {
@@ -331,11 +342,11 @@ impl Inspector {
         *self.found.formats.entry(format.to_owned()).or_default() += 1;
         *self.resolutions.entry((width, height)).or_default() += 1;
         if let (Some(near), Some(hash)) = (&mut self.near, picture.hash) {
-            near.add(hash, pair, side);
+            near.add(hash, Spot::new(place.clone(), side));
         }
     }
 
-    fn finish(self, name: &str) -> SplitInspection {
+    fn finish(self, name: &str) -> (SplitInspection, Option<Near>) {
         let mut found = self.found;
         name.clone_into(&mut found.split);
         found.prompts = self.prompts.len() as u64;
@@ -343,12 +354,12 @@ impl Inspector {
         found.pictures = self.pictures.len() as u64;
         found.duplicates.shared_pictures = self.pictures.values().filter(|times| **times > 1).count() as u64;
         found.resolutions = most_frequent(self.resolutions);
-        if let Some(near) = self.near {
-            let (alike, examples) = near.finish();
+        if let Some(near) = &self.near {
+            let (alike, examples) = near.within();
             found.duplicates.alike = Some(alike);
             found.duplicates.alike_examples = examples;
         }
-        found
+        (found, self.near)
     }
 }
 

@@ -33,7 +33,7 @@ impl Sheet {
         }
     }
 
-    pub(super) fn offer(&mut self, mut pair: Pair, mut files: [Vec<u8>; 2]) {
+    pub(super) fn offer(&mut self, pair: Pair, mut files: [Vec<u8>; 2]) {
         let mut number = [0; 8];
         let id = PairId(self.offered);
         self.offered += 1;
@@ -51,7 +51,6 @@ impl Sheet {
         if pair.preference == Preference::Second {
             files.swap(0, 1);
         }
-        pair.images = [0, 1].map(|_| crate::data::Picture::Bytes(Vec::new()));
         self.drawn.insert(number, (pair, files));
         if self.drawn.len() > self.pairs {
             self.drawn.pop_last();

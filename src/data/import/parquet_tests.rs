@@ -1,11 +1,12 @@
-//! Tests of [`super::pickapic`].
+//! Tests of [`super::parquet_pairs`].
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::pickapic::{Images, PickAPic};
-use super::shards::{PARQUET, splits};
-use super::*;
+use super::{Images, ParquetPairs};
+use crate::Result;
+use crate::data::shards::{PARQUET, splits};
+use crate::data::{Content, PairSource, Preference, Row, image};
 use crate::rng::PairId;
 
 fn fixture(name: &str) -> PathBuf {
@@ -15,7 +16,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn rows(name: &str, split: &str) -> Vec<Row> {
-    let source = PickAPic::open(&fixture(name), split, Images::Pairs).unwrap();
+    let source = ParquetPairs::open(&fixture(name), split, Images::Pairs).unwrap();
     let rows: Vec<Row> = source.rows().unwrap().collect::<Result<_>>().unwrap();
     assert_eq!(source.len(), rows.len() as u64);
     rows
@@ -44,7 +45,7 @@ fn rows_come_in_the_order_of_files_with_all_that_is_needed() {
                 assert!(image::decode(&files[0]).is_ok());
                 assert!(files[0].starts_with(b"\x89PNG") && files[1].starts_with(b"\xff\xd8"));
             }
-            Content::Unlabelled => assert_eq!(number, 7),
+            Content::Unlabelled(_) => assert_eq!(number, 7),
             Content::Damaged(_) => panic!("{row:?}"),
         }
     }
@@ -79,7 +80,7 @@ fn a_row_without_an_image_is_damaged_and_the_rest_goes_on() {
 
 #[test]
 fn missing_columns_are_named_with_their_file() {
-    let error = PickAPic::open(&fixture("missing"), "train", Images::Pairs)
+    let error = ParquetPairs::open(&fixture("missing"), "train", Images::Pairs)
         .unwrap_err()
         .to_string();
     assert!(
@@ -90,18 +91,18 @@ fn missing_columns_are_named_with_their_file() {
 
 #[test]
 fn a_split_that_is_not_there_lists_those_that_are() {
-    let error = PickAPic::open(&fixture("whole"), "validation", Images::Pairs)
+    let error = ParquetPairs::open(&fixture("whole"), "validation", Images::Pairs)
         .unwrap_err()
         .to_string();
     assert!(error.contains("heldout, train"), "{error}");
     assert_eq!(splits(&fixture("whole"), &PARQUET).unwrap(), ["heldout", "train"]);
-    assert!(PickAPic::open(&fixture("nowhere"), "train", Images::Pairs).is_err());
+    assert!(ParquetPairs::open(&fixture("nowhere"), "train", Images::Pairs).is_err());
 }
 
 #[test]
 fn one_file_can_be_named_and_rows_are_located() {
     let file = fixture("whole/train-00001-of-00002.parquet");
-    assert_eq!(PickAPic::open(&file, "any", Images::Pairs).unwrap().len(), 5);
+    assert_eq!(ParquetPairs::open(&file, "any", Images::Pairs).unwrap().len(), 5);
     let place = rows("whole", "train")[7].place.to_string();
     assert!(place.ends_with("train-00001-of-00002.parquet, row 2"), "{place}");
 }
@@ -111,7 +112,7 @@ fn a_truncated_file_is_one_clear_error() {
     let dir = tempfile::tempdir().unwrap();
     let whole = fs::read(fixture("whole/train-00000-of-00002.parquet")).unwrap();
     fs::write(dir.path().join("train-0.parquet"), &whole[..whole.len() - 100]).unwrap();
-    let error = PickAPic::open(dir.path(), "train", Images::Pairs).unwrap_err();
+    let error = ParquetPairs::open(dir.path(), "train", Images::Pairs).unwrap_err();
     assert!(
         error
             .to_string()
@@ -123,7 +124,7 @@ fn a_truncated_file_is_one_clear_error() {
     let mut damaged = whole;
     damaged[4..2000].fill(0x55);
     fs::write(dir.path().join("train-0.parquet"), damaged).unwrap();
-    let source = PickAPic::open(dir.path(), "train", Images::Pairs).unwrap();
+    let source = ParquetPairs::open(dir.path(), "train", Images::Pairs).unwrap();
     assert!(source.rows().unwrap().any(|row| row.is_err()));
 }
 
@@ -133,7 +134,7 @@ fn the_stamp_changes_with_the_files() {
     let file = dir.path().join("train-0.parquet");
     fs::copy(fixture("struct/train-00000-of-00001.parquet"), &file).unwrap();
     let stamp = || {
-        PickAPic::open(dir.path(), "train", Images::Pairs)
+        ParquetPairs::open(dir.path(), "train", Images::Pairs)
             .unwrap()
             .stamp()
             .unwrap()

@@ -1,8 +1,10 @@
-//! The parquet schema of Pick-a-Pic v1 and v2 (`yuvalkirstain/pickapic_v2`), which many later sets reuse.
+//! Parquet files with the pictures inside: pairs, single pictures that people liked or not, and pairs with a column for the
+//! preferred one.
 //!
-//! Needed columns: `caption` (string), `jpg_0` and `jpg_1` (image files as binary, or the `{bytes, path}`
-//! structs of Hugging Face's datasets), `label_0` (1: the first image is preferred, 0: the second, 0.5: tie).
-//! Read where present: `has_label`, and a scorer's `score_0` and `score_1`. Other columns are never touched.
+//! Pairs have the schema of Pick-a-Pic v1 and v2 (`yuvalkirstain/pickapic_v2`), which many later sets reuse. Needed columns:
+//! `caption` (string), `jpg_0` and `jpg_1` (image files as binary, or the `{bytes, path}` structs of Hugging Face's datasets),
+//! `label_0` (1: the first image is preferred, 0: the second, 0.5: tie). Read where present: `has_label`, and a scorer's `score_0`
+//! and `score_1`. Other columns are never touched.
 //!
 //! Sets in the form of TRL's preference data (open-image-preferences-v1-binarized and others) have `prompt` or `caption`,
 //! `chosen` and `rejected`, and nothing else that is read but `score_chosen` and `score_rejected`.
@@ -20,10 +22,10 @@ use arrow_array::{Array, BinaryArray, RecordBatch, StringArray, StructArray, cas
 use arrow_schema::{DataType, Schema};
 use parquet::arrow::ProjectionMask;
 
-use super::pair::{At, Content, Pair, PairSource, Place, Preference, Row, Rows};
-use super::parquet_file;
-use super::picture::Picture;
-use super::shards::{self, PARQUET, stamp};
+use crate::data::pair::{At, Content, Pair, PairSource, Pictures, Place, Preference, Row, Rows};
+use crate::data::parquet_file;
+use crate::data::picture::Picture;
+use crate::data::shards::{self, PARQUET, stamp};
 use crate::model_folder::ContentHash;
 use crate::rng::PairId;
 use crate::{Error, Result};
@@ -105,7 +107,7 @@ impl Names {
 
 /// One split of a data set with the Pick-a-Pic columns.
 #[derive(Debug)]
-pub struct PickAPic {
+pub struct ParquetPairs {
     path: PathBuf,
     shards: Vec<Shard>,
 }
@@ -118,7 +120,7 @@ struct Shard {
     rows: u64,
 }
 
-impl PickAPic {
+impl ParquetPairs {
     /// Finds the files of `split` and checks the columns of every one of them.
     ///
     /// `path` may also be a single parquet file, whose name then does not matter.
@@ -151,7 +153,7 @@ impl PickAPic {
     }
 }
 
-impl PairSource for PickAPic {
+impl PairSource for ParquetPairs {
     fn rows(&self) -> Result<Rows<'_>> {
         Ok(Box::new(self.shards.iter().flat_map(
             |shard| match shard.rows() {
@@ -310,7 +312,7 @@ impl<'a> Columns<'a> {
     fn row(&self, row: usize) -> Result<Content, String> {
         let labelled = |column: &dyn Array| column.is_valid(row) && column.as_boolean().value(row);
         if !self.has_label.is_none_or(labelled) {
-            return Ok(Content::Unlabelled);
+            return Ok(Content::Unlabelled(self.pictures(row).ok()));
         }
         let preference = match self.label {
             None => Preference::First,
@@ -321,8 +323,24 @@ impl<'a> Columns<'a> {
             }
         };
         if preference == Preference::Tie && self.second.is_none() {
-            return Ok(Content::Unlabelled);
+            return Ok(Content::Unlabelled(None));
         }
+        let Pictures { caption, images } = self.pictures(row)?;
+        Ok(Content::Pair(Pair {
+            caption,
+            images,
+            preference,
+            scores: match self.scores.map(|column| column.and_then(|c| number(c, row))) {
+                [Some(first), Some(second)] => Some([first as f32, second as f32]),
+                _ => None,
+            },
+        }))
+    }
+}
+
+impl Columns<'_> {
+    /// Caption and images; a single image twice.
+    fn pictures(&self, row: usize) -> Result<Pictures, String> {
         if self.caption.is_null(row) {
             return Err("caption is null".into());
         }
@@ -331,15 +349,10 @@ impl<'a> Columns<'a> {
             Some(files) => files.file(row)?,
             None => first.clone(),
         };
-        Ok(Content::Pair(Pair {
+        Ok(Pictures {
             caption: self.caption.value(row).to_owned(),
             images: [first, second],
-            preference,
-            scores: match self.scores.map(|column| column.and_then(|c| number(c, row))) {
-                [Some(first), Some(second)] => Some([first as f32, second as f32]),
-                _ => None,
-            },
-        }))
+        })
     }
 }
 

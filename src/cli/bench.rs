@@ -7,10 +7,11 @@ use ortdpo::Result;
 use ortdpo::autodiff::Recompute;
 use ortdpo::config::runtime::{MixedPrecision, WeightCopies};
 use ortdpo::model_folder::ModelFolder;
-use ortdpo::onnx::{Model, SHAPE_ONLY};
+use ortdpo::onnx::Model;
 use ortdpo::pipeline::geometry;
 use ortdpo::runtime::{self, Arena, ExecutionProvider, RuntimeOptions, SessionOptions};
 use ortdpo::train::bench::{self, BenchOptions, BenchReport};
+use ortdpo::train::prepare;
 use ortdpo::traingraph::Reference;
 
 use super::output::{self, Format};
@@ -60,6 +61,9 @@ pub struct Bench {
     /// Compute in half precision with a scaled loss, as `runtime.mixed_precision: fp16` does
     #[arg(long)]
     fp16: bool,
+    /// Let CUDA leave operators of the step to the CPU, as `runtime.cpu_fallback` does
+    #[arg(long)]
+    cpu_fallback: bool,
     /// Write ONNX Runtime's own profile of every session below this path; steps are slower then
     #[arg(long, value_name = "PREFIX")]
     profile: Option<PathBuf>,
@@ -115,7 +119,7 @@ impl Bench {
                 ep: self.ep,
                 threads: self.threads.unwrap_or(0),
                 arena: Arena::Shared,
-                only_on_cpu: (self.ep == ExecutionProvider::Cuda).then_some(SHAPE_ONLY),
+                only_on_cpu: prepare::only_on_cpu(self.ep, self.cpu_fallback),
                 profile: self.profile.clone(),
                 ..SessionOptions::default()
             },

@@ -36,12 +36,12 @@ impl OfSize {
             false => graph.value_events(),
         };
         let copies = match graphs.copies && on_cpu {
-            true => graphs.all().map(|g| COPIES * used_weights(g)).sum(),
+            true => graphs.in_turn().map(|g| COPIES * used_weights(g)).sum(),
             false => 0,
         };
         Self {
             count,
-            sessions: graphs.all().map(|g| g.nodes.len() as u64 * PER_NODE).sum(),
+            sessions: graphs.in_turn().map(|g| g.nodes.len() as u64 * PER_NODE).sum(),
             weight_copies: copies,
             runs: graphs.in_turn().map(events).collect(),
         }

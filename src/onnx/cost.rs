@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::data::Constant;
-use super::graph::{ATTENTION_GRADIENT, Graph, Node, TensorType, ValueId};
+use super::graph::{Graph, Node, TensorType, ValueId};
+use crate::kernels::ATTENTION_GRADIENT;
 use crate::{Error, Result};
 
 /// Float constants of up to this many elements are settings, such as the scales of a `Resize`, not weights.

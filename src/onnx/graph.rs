@@ -14,10 +14,6 @@ use crate::{Error, Result};
 
 /// Domain of ONNX Runtime's own operators.
 pub const MICROSOFT: &str = "com.microsoft";
-/// Domain of the operators that ortdpo brings along, for sessions on the CPU.
-pub const ORTDPO: &str = "ortdpo";
-/// Backward pass of `MultiHeadAttention`: Q, K, V, O, dO → dQ, dK, dV; attributes `num_heads` and `scale`.
-pub const ATTENTION_GRADIENT: &str = "AttentionGradient";
 
 /// A value (edge) of one graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

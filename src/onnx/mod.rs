@@ -7,6 +7,7 @@
 mod adaptable;
 pub mod attr;
 pub mod build;
+mod chunks;
 mod cost;
 pub mod data;
 mod dims;
@@ -37,10 +38,11 @@ mod zeros;
 
 pub use adaptable::{AdapterInputs, save_adaptable};
 pub use attr::{Attr, Attrs};
+pub use chunks::LARGE_MATRIX;
 pub use cost::{Work, weight_bytes};
 pub use data::{Constant, TensorData};
 pub use dims::Dims;
-pub use graph::{ATTENTION_GRADIENT, Graph, MICROSOFT, Node, ORTDPO, TensorType, ValueId};
+pub use graph::{Graph, MICROSOFT, Node, TensorType, ValueId};
 pub use groups::expand_group_norms;
 pub use liveness::BufferEvent;
 pub use location::check_files;

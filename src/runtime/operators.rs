@@ -6,8 +6,8 @@ use ort::operator::{OperatorInput, OperatorOutput};
 use ort::session::builder::SessionBuilder;
 use ort::value::{TensorElementType, ValueRef};
 
+use crate::kernels::{ATTENTION_GRADIENT, ORTDPO};
 use crate::kernels::{AttentionShape, Gradients, Operands, attention_gradients};
-use crate::onnx::{ATTENTION_GRADIENT, ORTDPO};
 
 /// Lets graphs of the session use these operators.
 pub(super) fn add_to(builder: SessionBuilder) -> ort::Result<SessionBuilder> {

@@ -192,7 +192,7 @@ impl Session {
                 placed.len(),
                 on_cpu.join(", ")
             ),
-            "Export the model with another opset or precision, or accept that with `runtime.cpu_fallback: true`.",
+            "Export the model with another opset or precision, or accept that with `runtime.cpu_fallback: true` (for `bench`, --cpu-fallback).",
         ))
     }
 

@@ -92,22 +92,13 @@ impl EngineGraphs {
         })
     }
 
-    /// All graphs in the order in which a step runs them.
+    /// All graphs that sessions are made of, in the order in which a step runs them.
     pub fn in_turn(&self) -> impl Iterator<Item = &Graph> {
         let anchor = self.anchor.as_ref().map(|(graph, _)| graph);
         [&self.errors]
             .into_iter()
             .chain(&self.batch)
             .chain([&self.step])
-            .chain(anchor)
-    }
-
-    /// All graphs that sessions are made of.
-    pub fn all(&self) -> impl Iterator<Item = &Graph> {
-        let anchor = self.anchor.as_ref().map(|(graph, _)| graph);
-        [&self.step, &self.errors]
-            .into_iter()
-            .chain(&self.batch)
             .chain(anchor)
     }
 }

@@ -89,6 +89,12 @@ fn score_range(pairs: &[PairRow]) -> Result<f64> {
     }
 }
 
+/// The only operators of a step that may stay on the CPU, where that is asked for. Providers other than CUDA leave parts of any
+/// graph there, as a matter of course.
+pub fn only_on_cpu(ep: ExecutionProvider, cpu_fallback: bool) -> Option<&'static str> {
+    (ep == ExecutionProvider::Cuda && !cpu_fallback).then_some(SHAPE_ONLY)
+}
+
 /// How all sessions of a run are built. Those of the training graphs run in turn and share one pool of memory.
 pub fn session_options(config: &Config) -> SessionOptions {
     SessionOptions {
@@ -246,11 +252,7 @@ pub fn engine_options<'a>(
         mixed_precision: plan.runtime.mixed_precision,
         gradients_on_device: false,
         session: SessionOptions {
-            // Other providers leave parts of any graph to the CPU, as a matter of course.
-            only_on_cpu: match plan.runtime.ep {
-                ExecutionProvider::Cuda if !plan.runtime.cpu_fallback => Some(SHAPE_ONLY),
-                _ => None,
-            },
+            only_on_cpu: only_on_cpu(plan.runtime.ep, plan.runtime.cpu_fallback),
             ..session_options(plan)
         },
     })

@@ -11,11 +11,9 @@ use super::attention::heads_apart;
 use super::{Context, Gradients};
 use crate::Result;
 use crate::autodiff::AttentionGradient;
-use crate::onnx::{ATTENTION_GRADIENT, Attrs, Graph, Node, ORTDPO, Token, ValueId};
+use crate::kernels::{ATTENTION_GRADIENT, ORTDPO};
+use crate::onnx::{Attrs, Graph, LARGE_MATRIX, Node, Token, ValueId};
 use crate::tensor::DType;
-
-/// Bytes of a chunk's scores in single precision. A matrix of all queries by all keys may be larger only for one query.
-const LIMIT: usize = 64 << 20;
 
 /// The rule.
 pub(super) fn multi_head_attention(c: &mut Context) -> Result<Gradients> {
@@ -42,7 +40,7 @@ pub(super) fn multi_head_attention(c: &mut Context) -> Result<Gradients> {
         d_o: heads_apart(g, d_o, heads)?,
         scale,
     };
-    let found = operands.gradients(g, LIMIT)?;
+    let found = operands.gradients(g, LARGE_MATRIX)?;
     found
         .into_iter()
         .zip([q, k, v])
@@ -89,10 +87,7 @@ impl Operands {
         };
         let bytes = batch * heads * rows * g.shape(self.k)[2] * DType::F32.size();
         let chunks = bytes.div_ceil(limit).clamp(1, rows);
-        let lengths: Vec<i64> = (0..chunks)
-            .map(|i| (rows * (i + 1) / chunks - rows * i / chunks) as i64)
-            .collect();
-        let [q, o, d_o] = [self.q, self.o, self.d_o].map(|x| parts(g, x, &lengths));
+        let [q, o, d_o] = [self.q, self.o, self.d_o].map(|x| g.in_parts(x, 2, chunks));
         let (q, o, d_o) = (q?, o?, d_o?);
 
         let mut found: Vec<ValueId> = Vec::with_capacity(chunks);
@@ -146,16 +141,6 @@ impl Operands {
         let dq = g.matmul(ds, self.k)?;
         Ok([g.scale(dq, self.scale)?, dk, dv])
     }
-}
-
-/// `x` along its rows, in parts of these lengths.
-fn parts(g: &mut Graph, x: ValueId, lengths: &[i64]) -> Result<Vec<ValueId>> {
-    if let [_] = lengths {
-        return Ok(vec![x]);
-    }
-    let sizes = g.ints(lengths);
-    let attrs = Attrs::new().int("axis", 2);
-    g.op_n("Split", &[Some(x), Some(sizes)], attrs, lengths.len())
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Operators beside the standard ones that ortdpo writes: of ONNX Runtime's own domain, and of ours.
 
 use crate::Result;
-use crate::onnx::graph::{ATTENTION_GRADIENT, TensorType};
+use crate::kernels::ATTENTION_GRADIENT;
+use crate::onnx::graph::TensorType;
 use crate::onnx::view::View;
 
 /// Types of the outputs, if it is one of them.

@@ -14,8 +14,9 @@ mod resample;
 
 pub use arrange::transpose_perm;
 
-use super::graph::{Graph, MICROSOFT, Node, ORTDPO, TensorType};
+use super::graph::{Graph, MICROSOFT, Node, TensorType};
 use super::view::View;
+use crate::kernels::ORTDPO;
 use crate::{Error, Result};
 
 /// Types of the first `outputs` outputs of `node`.

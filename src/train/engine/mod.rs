@@ -103,7 +103,7 @@ impl Engine {
         let mut weights = map_weights(&graphs.denoiser)?;
         if graphs.model_weights.is_some() {
             // Trained weights are inputs: of these files, sessions read what is left.
-            let read: HashSet<String> = graphs.all().flat_map(constant_names).collect();
+            let read: HashSet<String> = graphs.in_turn().flat_map(constant_names).collect();
             weights = weights.subset(|name| read.contains(name));
         }
         // Others take them as they are in the files, and copy them as they see fit.

@@ -3,22 +3,17 @@
 //! `softmax(s·Q·Kᵀ)·V` is `softmax(s·Qᵢ·Kᵀ)·V` for every chunk `Qᵢ` of the queries, one below the other: a `Split`, the same
 //! nodes per chunk, a `Concat`. The chunks are named as parts ([`PART`]), which recomputation goes through one by one.
 
-use std::ops::Range;
-
 use super::pattern::{Attention, find};
 use crate::Result;
 use crate::autodiff::PART;
-use crate::onnx::{Attrs, Graph, Node, ValueId};
-
-/// Bytes of an attention matrix above which it is made in chunks of about this size.
-const LIMIT: usize = 64 << 20;
+use crate::onnx::{Graph, LARGE_MATRIX, Node, ValueId};
 
 /// Puts attention whose matrix is larger than 64 MiB into chunks. Values keep their names, and layers their order.
 ///
 /// # Errors
 /// None that a caller can cause.
 pub fn in_chunks(graph: Graph) -> Result<Graph> {
-    in_chunks_of(graph, LIMIT)
+    in_chunks_of(graph, LARGE_MATRIX)
 }
 
 /// [`in_chunks`] with another limit, in bytes.
@@ -42,15 +37,7 @@ fn replace(graph: &mut Graph, attention: &Attention, limit: usize, part: &mut us
         let axis = graph.rank(attention.queries) - 2;
         let rows = graph.shape(attention.queries)[axis];
         let chunks = attention.matrix_bytes.div_ceil(limit).min(rows);
-        let lengths: Vec<i64> = spans(rows, chunks).map(|span| span.len() as i64).collect();
-        let sizes = graph.ints(&lengths);
-        let attrs = Attrs::new().int("axis", axis as i64);
-        let queries = graph.op_n(
-            "Split",
-            &[Some(attention.queries), Some(sizes)],
-            attrs,
-            lengths.len(),
-        )?;
+        let queries = graph.in_parts(attention.queries, axis, chunks)?;
         let mut results = Vec::with_capacity(queries.len());
         for chunk in queries {
             *part += 1;
@@ -78,11 +65,6 @@ fn one_chunk(
         new = graph.add_node(node, &[Some("")])?[0].expect("one output was asked for");
     }
     Ok(new)
-}
-
-/// `rows` shared out among `chunks` as evenly as can be.
-fn spans(rows: usize, chunks: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..chunks).map(move |k| rows * k / chunks..rows * (k + 1) / chunks)
 }
 
 #[cfg(test)]
@@ -129,18 +111,5 @@ mod tests {
         g.outputs.push(softmax.output(0).unwrap());
         let g = in_chunks_of(g, 200).unwrap();
         assert_eq!(operators(&g, "Split"), 0);
-    }
-
-    #[test]
-    fn chunks_share_out_all_rows() {
-        for (rows, chunks) in [(10, 3), (4096, 17), (5, 5), (7, 1)] {
-            let found: Vec<Range<usize>> = spans(rows, chunks).collect();
-            assert_eq!((found[0].start, found[chunks - 1].end), (0, rows));
-            assert!(
-                found
-                    .windows(2)
-                    .all(|w| w[0].end == w[1].start && !w[0].is_empty())
-            );
-        }
     }
 }

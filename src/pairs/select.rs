@@ -37,21 +37,7 @@ pub fn select(candidates: &[Candidate], plan: &PairPlan) -> Selection {
         groups.entry(&candidate.prompt).or_default().push(index);
     }
     let streams = Streams::new(plan.seed);
-    let hold_out = HoldOut {
-        share: plan.held_out,
-        seed: plan.seed,
-    };
-    let mut meetings = Vec::new();
-    let mut lonely = 0;
-    for (prompt, group) in &groups {
-        if group.len() < 2 {
-            lonely += 1;
-            continue;
-        }
-        let held_out = hold_out.holds_out(prompt);
-        let meeting = |images| Meeting { images, held_out };
-        meetings.extend(meet(group, &scores, plan.choose).into_iter().map(meeting));
-    }
+    let (meetings, lonely) = meetings(&groups, &scores, plan);
     let spread = spread(&meetings, &scores);
     let mut selection = Selection {
         pairs: Vec::new(),
@@ -96,6 +82,26 @@ pub fn select(candidates: &[Candidate], plan: &PairPlan) -> Selection {
         });
     }
     selection
+}
+
+/// Those who meet, and how many prompts have one picture only.
+fn meetings(groups: &IndexMap<&str, Vec<usize>>, scores: &[f64], plan: &PairPlan) -> (Vec<Meeting>, usize) {
+    let hold_out = HoldOut {
+        share: plan.held_out,
+        seed: plan.seed,
+    };
+    let mut meetings = Vec::new();
+    let mut lonely = 0;
+    for (prompt, group) in groups {
+        if group.len() < 2 {
+            lonely += 1;
+            continue;
+        }
+        let held_out = hold_out.holds_out(prompt);
+        let meeting = |images| Meeting { images, held_out };
+        meetings.extend(meet(group, scores, plan.choose).into_iter().map(meeting));
+    }
+    (meetings, lonely)
 }
 
 /// One score per picture of those of several voters, which are given by voter.

@@ -263,14 +263,8 @@ fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // Adding it leaves an integer in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts, the first with few digits, so that n times it is exact.
-    const LN_2: [f32; 2] = [0.693_359_375, -2.121_944_4e-4];
-    const COEFFICIENTS: [f32; 5] = [
-        1.398_2e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        5.000_000_1e-1,
-    ];
+    const LN_2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];
+    const COEFFICIENTS: [f32; 5] = [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
     let splat = |v| simd.splat_f32s(v);
     let x = simd.max_f32s(x, splat(-87.0));
     let rounded = simd.mul_add_f32s(x, splat(std::f32::consts::LOG2_E), splat(ROUND));

@@ -61,7 +61,12 @@ pub fn objective(
 
 /// The objective that a configuration names, as far as it is known before the data are read: enough for shapes.
 pub fn objective_without_data(config: &ObjectiveConfig, data: DataKind) -> Box<dyn Objective> {
-    of_kind(config, data).into_objective()
+    let mut config = of_kind(config, data);
+    if let ObjectiveConfig::Smpo(smpo) = &mut config {
+        // Whatever it is, graphs have the same shapes.
+        smpo.score_range.get_or_insert(1.0);
+    }
+    config.into_objective()
 }
 
 fn of_kind(config: &ObjectiveConfig, data: DataKind) -> ObjectiveConfig {

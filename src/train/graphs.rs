@@ -6,7 +6,7 @@ use super::engine::EngineOptions;
 use super::weights::weights_of;
 use crate::autodiff::{AttentionGradient, ConvInputGradient, DeriveOptions, Recompute};
 use crate::config::runtime::MixedPrecision;
-use crate::onnx::{Graph, Model, expand_group_norms, halves};
+use crate::onnx::{Graph, LARGE_MATRIX, Model, expand_group_norms, halves};
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::denoiser::{self, Geometry};
 use crate::pipeline::weight_copies;
@@ -121,13 +121,13 @@ impl Source<'_> {
     }
 
     /// The denoiser as a backward pass goes through it. One operator for attention keeps no probabilities: its backward pass computes
-    /// them again, which on the CPU is faster than to read them from memory.
+    /// them again, which on the CPU is faster than to read them from memory where they are many.
     fn differentiable(&self, graph: Graph) -> Result<Graph> {
         let ep = self.options.session.ep;
         let is_cheap = ep == ExecutionProvider::Cpu && self.options.mixed_precision == MixedPrecision::No;
         match self.options.recompute {
             Recompute::None if !is_cheap => Ok(graph),
-            Recompute::None => attention::fused_for(graph, ep),
+            Recompute::None => attention::fused_above(graph, LARGE_MATRIX),
             _ => attention::in_chunks(attention::fused_for(graph, ep)?),
         }
     }

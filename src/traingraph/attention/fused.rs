@@ -27,9 +27,18 @@ pub fn fused_for(graph: Graph, ep: ExecutionProvider) -> Result<Graph> {
 ///
 /// # Errors
 /// None that a caller can cause.
-pub fn fused(mut graph: Graph) -> Result<Graph> {
+pub fn fused(graph: Graph) -> Result<Graph> {
+    fused_above(graph, 0)
+}
+
+/// [`fused`] where the matrix of all queries by all keys has more than `limit` bytes.
+///
+/// # Errors
+/// None that a caller can cause.
+pub fn fused_above(mut graph: Graph, limit: usize) -> Result<Graph> {
+    let all = find(&graph).into_iter().filter(|a| a.matrix_bytes > limit);
     // From the end, so that positions before stay what they are.
-    for mut attention in find(&graph).into_iter().rev() {
+    for mut attention in all.collect::<Vec<_>>().into_iter().rev() {
         let Some(heads) = Heads::of(&graph, &mut attention) else {
             continue;
         };

@@ -5,4 +5,4 @@ mod fused;
 mod pattern;
 
 pub use chunks::{in_chunks, in_chunks_of};
-pub use fused::{fused, fused_for};
+pub use fused::{fused, fused_above, fused_for};

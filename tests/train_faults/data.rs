@@ -27,7 +27,7 @@ fn a_data_set_with_too_many_undecodable_images() {
         &text,
         &[
             "pairs/broken: more than 5% of its 20 rows are damaged",
-            "row 3: the second image cannot be decoded",
+            "row 3: the second picture cannot be decoded",
             "row 8: jpg_0 holds no image bytes",
             "raise data.max_skipped_share",
         ],

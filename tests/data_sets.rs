@@ -4,63 +4,9 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
 
+use common::data_command::{data, dataset, done, json, names, refused, rows};
 use common::{fixtures, ortdpo, stderr, stdout};
-use ortdpo::data::{Content, Images, Pair, PairSource, ParquetPairs};
-use serde_json::Value;
-
-fn dataset(name: &str) -> String {
-    fixtures().join("datasets").join(name).display().to_string()
-}
-
-fn data(folder: &Path, arguments: &[&str]) -> Output {
-    let mut command = ortdpo(folder);
-    command.env(
-        "ORTDPO_REWARDS",
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-rewards"),
-    );
-    command
-        .args(["data", "--quiet"])
-        .args(arguments)
-        .output()
-        .unwrap()
-}
-
-fn done(output: &Output) -> String {
-    assert!(
-        output.status.success() && stderr(output).is_empty(),
-        "{}",
-        stderr(output)
-    );
-    stdout(output)
-}
-
-fn refused(output: &Output) -> String {
-    common::train::refused(output)
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_str(&done(output)).unwrap()
-}
-
-fn rows(folder: &Path, split: &str) -> Vec<Pair> {
-    let source = ParquetPairs::open(folder, split, Images::Pairs).unwrap();
-    let rows = source.rows().unwrap().map(|row| match row.unwrap().content {
-        Content::Pair(pair) => pair,
-        other => panic!("{other:?}"),
-    });
-    rows.collect()
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let names = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name());
-    let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
-    names.sort();
-    names
-}
 
 #[test]
 fn a_division_that_leaves_a_part_empty_is_refused() {

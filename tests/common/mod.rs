@@ -1,6 +1,7 @@
 //! What the integration tests share. Each test program uses only a part of it.
 #![allow(dead_code)]
 
+pub mod data_command;
 pub mod recorded;
 pub mod structures;
 pub mod train;

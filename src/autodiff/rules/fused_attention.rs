@@ -161,6 +161,35 @@ mod tests {
         ("d_o", [2, 3, 7, 6]),
     ];
 
+    /// `dq`, `dk` and `dv` that `g` computes from sines, each input's of a frequency of its own.
+    fn computed<const N: usize>(
+        g: &Graph,
+        inputs: &[(&str, [usize; N])],
+        frequency: impl Fn(&str) -> f32,
+    ) -> Vec<Vec<f32>> {
+        validate(g).unwrap();
+        let values = inputs.iter().map(|(name, shape)| {
+            let (frequency, len) = (frequency(name), shape.iter().product::<usize>());
+            (0..len)
+                .map(|i| (i as f32 * frequency).sin())
+                .collect::<Vec<f32>>()
+        });
+        let values: Vec<_> = values.collect();
+        let weights = map_weights(g).unwrap();
+        let mut session = session_over(g, Path::new("."), &weights, &SessionOptions::default()).unwrap();
+        let given: Vec<_> = inputs
+            .iter()
+            .zip(&values)
+            .map(|((name, shape), values)| (*name, TensorView::f32(shape, values)))
+            .collect();
+        let mut outputs = session.run(&given).unwrap();
+        let made = ["dq", "dk", "dv"].map(|name| {
+            let tensor = outputs.take(name).unwrap().into_f32(name).unwrap();
+            tensor.into_raw_vec_and_offset().0
+        });
+        made.into()
+    }
+
     /// `dQ`, `dK`, `dV` with `limit`, on numbers that are the same every time.
     fn run(limit: usize) -> (Graph, Vec<Vec<f32>>) {
         let mut g = Graph::new("backward", 17);
@@ -179,25 +208,10 @@ mod tests {
             let value = g.as_output(value, name).unwrap();
             g.outputs.push(value);
         }
-        validate(&g).unwrap();
-        let values = INPUTS.map(|(name, shape)| {
-            let seed = name.len() as f32 + f32::from(name.as_bytes()[0]) / 50.0;
-            let len = shape.iter().product::<usize>();
-            (0..len).map(|i| (i as f32 * seed).sin()).collect::<Vec<f32>>()
+        let found = computed(&g, &INPUTS, |name| {
+            name.len() as f32 + f32::from(name.as_bytes()[0]) / 50.0
         });
-        let weights = map_weights(&g).unwrap();
-        let mut session = session_over(&g, Path::new("."), &weights, &SessionOptions::default()).unwrap();
-        let given: Vec<_> = INPUTS
-            .iter()
-            .zip(&values)
-            .map(|((name, shape), values)| (*name, TensorView::f32(shape, values)))
-            .collect();
-        let mut outputs = session.run(&given).unwrap();
-        let made = ["dq", "dk", "dv"].map(|name| {
-            let tensor = outputs.take(name).unwrap().into_f32(name).unwrap();
-            tensor.into_raw_vec_and_offset().0
-        });
-        (g, made.into())
+        (g, found)
     }
 
     #[test]
@@ -249,25 +263,8 @@ mod tests {
             let value = g.as_output(value.unwrap(), name).unwrap();
             g.outputs.push(value);
         }
-        validate(&g).unwrap();
-        let values = inputs.map(|(name, shape)| {
-            let seed = 0.3 + f32::from(name.as_bytes()[0]) / 50.0;
-            let len = shape.iter().product::<usize>();
-            (0..len).map(|i| (i as f32 * seed).sin()).collect::<Vec<f32>>()
-        });
-        let weights = map_weights(&g).unwrap();
-        let mut session = session_over(&g, Path::new("."), &weights, &SessionOptions::default()).unwrap();
-        let given: Vec<_> = inputs
-            .iter()
-            .zip(&values)
-            .map(|((name, shape), values)| (*name, TensorView::f32(shape, values)))
-            .collect();
-        let mut outputs = session.run(&given).unwrap();
-        let made = ["dq", "dk", "dv"].map(|name| {
-            let tensor = outputs.take(name).unwrap().into_f32(name).unwrap();
-            tensor.into_raw_vec_and_offset().0
-        });
-        (g, made.into())
+        let found = computed(&g, &inputs, |name| 0.3 + f32::from(name.as_bytes()[0]) / 50.0);
+        (g, found)
     }
 
     #[test]

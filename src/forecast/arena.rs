@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use crate::onnx::BufferEvent;
+use crate::runtime;
 
 /// Chunks are multiples of it, in bytes.
 const STEP: u64 = 256;
 /// Size of the first region, in bytes.
 const FIRST_REGION: u64 = 1 << 20;
 /// Size up to which the next region is twice the last one, in bytes.
-const LARGEST_DOUBLING: u64 = 1 << 30;
+const LARGEST_DOUBLING: u64 = runtime::LARGEST_DOUBLING as u64;
 /// A rest as large as this is always split off a chunk, in bytes.
 const LARGEST_REST: u64 = 128 << 20;
 /// Unit in which touched memory is counted, in bytes.

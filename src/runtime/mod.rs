@@ -26,6 +26,7 @@ mod weights;
 
 pub use binding::Binding;
 pub use device::{DeviceBuffer, DeviceTensor};
+pub(crate) use environment::LARGEST_DOUBLING;
 pub use environment::{RuntimeInfo, RuntimeOptions, info, init};
 pub use options::{Arena, OptLevel, SessionOptions};
 pub use placement::Placed;

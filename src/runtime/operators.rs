@@ -1,6 +1,8 @@
 //! Operators of ortdpo's own in ONNX Runtime's sessions on the CPU: the domain [`ORTDPO`], computed by [`crate::kernels`] on the
 //! session's own threads.
 
+use std::sync::{Mutex, PoisonError};
+
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorDomain};
 use ort::operator::{OperatorInput, OperatorOutput};
 use ort::session::builder::SessionBuilder;
@@ -12,6 +14,22 @@ use crate::kernels::{AttentionShape, Gradients, Operands, attention_gradients};
 /// Lets graphs of the session use these operators.
 pub(super) fn add_to(builder: SessionBuilder) -> ort::Result<SessionBuilder> {
     Ok(builder.with_operators(OperatorDomain::new(ORTDPO)?.add(AttentionGradient)?)?)
+}
+
+/// Makes a session with `commit`, alone until one was made.
+///
+/// The first session with these operators puts their domain into a table of the whole process. ONNX Runtime looks whether it is
+/// there and adds it without a lock around both: of two first sessions at once, one fails.
+pub(super) fn first_alone<T>(commit: impl FnOnce() -> ort::Result<T>) -> ort::Result<T> {
+    static IS_MADE: Mutex<bool> = Mutex::new(false);
+    let mut is_made = IS_MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if *is_made {
+        drop(is_made);
+        return commit();
+    }
+    let made = commit();
+    *is_made = made.is_ok();
+    made
 }
 
 /// Q, K, V, O and the gradient of O, laid out as for `MultiHeadAttention` → gradients of Q, K and V.

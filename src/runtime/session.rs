@@ -98,7 +98,8 @@ impl Session {
             return Err(Error::bad(name, "is empty", "Export or download the file again."));
         }
         let mut builder = builder(&name, options)?;
-        let inner = builder.commit_from_file(path).map_err(|e| failure(&name, e))?;
+        let inner = operators::first_alone(|| builder.commit_from_file(path));
+        let inner = inner.map_err(|e| failure(&name, e))?;
         Self::new(inner, name, SharedWeights::default(), options)
     }
 
@@ -133,7 +134,8 @@ impl Session {
                 .map_err(|e| failure(&name, e))?;
         }
         let mut builder = weights.add_to(builder, options).map_err(|e| failure(&name, e))?;
-        let inner = builder.commit_from_memory(model).map_err(|e| failure(&name, e))?;
+        let inner = operators::first_alone(|| builder.commit_from_memory(model));
+        let inner = inner.map_err(|e| failure(&name, e))?;
         Self::new(inner, name, weights.clone(), options)
     }
 

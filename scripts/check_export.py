@@ -214,6 +214,21 @@ def same_from_files(name: str, scratch: Path) -> None:
         print(f"{name}: {compare(folder / 'onnx', output)} weights of {file} equal those of the folder", flush=True)
 
 
+def variants(scratch: Path) -> None:
+    """A folder with nothing but half-precision files, as people download them, is exported when that variant is named."""
+    folder, only = scratch / "variant", ["--only", "unet,text_encoder"]
+    pipe = StableDiffusionPipeline.from_pretrained(scratch / "sd15/diffusers", torch_dtype=torch.float16, safety_checker=None)
+    pipe.save_pretrained(folder, variant="fp16")
+    refused(scratch, "add --variant fp16", "--model", folder, *only)
+    refused(scratch, "--variant goes with", "--model", scratch / "sd15/model.safetensors", "--variant", "fp16")
+    export(scratch / "from-variant", "--model", folder, "--variant", "fp16", *only)
+    half = {name: w for name, w in weights(scratch / "from-variant/unet")}
+    for name, whole in weights(scratch / "sd15/onnx/unet"):
+        if whole.dtype == np.float32 and whole.ndim > 1:
+            assert half[name].dtype == np.float32 and np.array_equal(half[name], whole.astype(np.float16)), name
+    print("a folder of .fp16.safetensors files gives the rounded weights", flush=True)
+
+
 def half_precision(scratch: Path) -> None:
     """A decoder that overflows is written in single precision, the encoder beside it in half; SDXL's VAE never is in half."""
     source = scratch / "sd15/diffusers"
@@ -380,6 +395,7 @@ def main() -> None:
         scratch = Path(scratch)
         for name in ARCHITECTURES:
             same_from_files(name, scratch)
+        variants(scratch)
         half_precision(scratch)
         damaged_files(scratch)
         other_models(scratch)

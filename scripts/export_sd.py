@@ -3,6 +3,7 @@
 
     scripts/export_sd.py --model DIR_OR_ID --output sd15-onnx            a diffusers folder, or a name on the model hub
     scripts/export_sd.py --model FILE.safetensors --output sd15-onnx     a single-file checkpoint [--config DIR]
+    scripts/export_sd.py --model DIR --variant fp16 --output sd15-onnx   a folder of `.fp16.safetensors` files
     scripts/export_sd.py --random sdxl --output DIR                      the architecture with seeded random weights
     scripts/export_sd.py --random sd15 --only unet --output DIR          some parts alone
 
@@ -153,6 +154,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     source.add_argument("--model", help="diffusers folder, name on the hub, or single-file checkpoint")
     source.add_argument("--random", choices=list(ARCHITECTURES), help="architecture to make with random weights")
     parser.add_argument("--config", help="diffusers folder that says what a single-file checkpoint is of")
+    parser.add_argument("--variant", help="of the files in a diffusers folder: fp16 for unet/….fp16.safetensors")
     parser.add_argument("--output", required=True, type=Path, help="pipeline folder to write; must not exist, or be empty")
     listed = dict(type=part_names, metavar="PART[,PART]")
     parser.add_argument("--only", **listed, default=NETWORKS, help=f"of {', '.join(NETWORKS)}")
@@ -184,7 +186,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     warnings.simplefilter("ignore")
     started = time.monotonic()
-    source = RandomPipeline(options.random, options.seed) if options.random else LoadedPipeline(options.model, options.config)
+    if options.random:
+        source = RandomPipeline(options.random, options.seed)
+    else:
+        source = LoadedPipeline(options.model, options.config, options.variant)
     try:
         write_pipeline(source, options)
     except OSError as error:

@@ -22,7 +22,7 @@ class LoadedPipeline:
     one network. `.ckpt` files from before PyTorch 1.6 cannot be mapped, and are in memory whole while a network is loaded.
     """
 
-    def __init__(self, model: str, config: str | None):
+    def __init__(self, model: str, config: str | None, variant: str | None = None):
         import diffusers
         import transformers
 
@@ -30,8 +30,10 @@ class LoadedPipeline:
         transformers.logging.set_verbosity_error()
         diffusers.logging.set_verbosity_error()
         diffusers.logging.disable_progress_bar()
-        self.model, self.config = model, config
+        self.model, self.config, self.variant = model, config, variant
         self.is_file = Path(model).suffix in checkpoints.SUFFIXES
+        if self.is_file and variant:
+            fail("--variant goes with a diffusers folder; a single-file checkpoint is one variant. Leave it out.")
         if self.is_file:
             self._open_file(Path(model))
         else:
@@ -103,7 +105,7 @@ class LoadedPipeline:
             if self.is_file:
                 more = {"config": self.config} if self.config else {}
                 return self.kind.from_single_file(self.model, torch_dtype=torch.float32, **more, **absent)
-            return self.kind.from_pretrained(self.model, torch_dtype=torch.float32, **absent)
+            return self.kind.from_pretrained(self.model, torch_dtype=torch.float32, variant=self.variant, **absent)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SingleFileComponentError) as error:
             self._fail(error)
 
@@ -115,6 +117,9 @@ class LoadedPipeline:
             remedy = f"Does {self.config} have the configurations of the model that this is a checkpoint of?"
         else:
             remedy = "Give a diffusers folder that is complete, or a name on the model hub."
+            variants = sorted({file.suffixes[0][1:] for file in Path(self.model).glob("unet/*.*.safetensors")})
+            if variants and not self.variant:
+                remedy = f"It has weights of the variant {' and '.join(variants)}: add --variant {variants[0]}."
         fail(f"{self.model}: cannot be loaded ({reason}). {remedy}")
 
     def _network(self, name: str):

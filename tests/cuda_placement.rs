@@ -174,6 +174,7 @@ fn steps_of_the_real_architectures_are_wholly_on_the_gpu() {
     ] {
         let structure = Structure::unpack(export);
         for recompute in [Recompute::NormAttention, Recompute::Block] {
+            eprintln!("{export}, {recompute:?}");
             place(&structure.model(), inputs, recompute, MixedPrecision::No, false);
         }
     }

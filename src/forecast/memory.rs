@@ -60,7 +60,7 @@ impl Memory {
         self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// The smallest budget, in hundredths of a GiB, that holds it.
+    /// The smallest budget, in steps that read well, that holds it.
     pub fn budget(&self) -> ByteSize {
         budget_of(self.total())
     }
@@ -83,9 +83,9 @@ fn sessions(sizes: &[OfSize]) -> u64 {
     sizes.iter().map(|s| s.count * s.sessions).sum()
 }
 
-/// The smallest budget, in hundredths of a GiB, that holds `bytes`.
+/// The smallest budget of whole 10 MB that holds `bytes`: such as 4400MB, which people can write as it is.
 pub(super) fn budget_of(bytes: u64) -> ByteSize {
-    const STEP: u64 = (1 << 30) / 100;
+    const STEP: u64 = 10_000_000;
     ByteSize(bytes.div_ceil(STEP) * STEP)
 }
 

@@ -21,7 +21,7 @@ here; what is computed again is not in it. `--recompute` takes ortdpo through se
 more warm-up: its first steps compile.
 
 With `--device cuda`, PyTorch keeps the base in bfloat16 and adapters in float32 under autocast, and ortdpo runs
-`--ep cuda --fp16` on folders that were exported with `--fp16`. The floor is that of a bfloat16 product of 8192³. Memory
+`--ep cuda --fp16` and `--ep cuda --bf16` on folders that were exported with `--fp16`. The floor is that of a bfloat16 product of 8192³. Memory
 is then the device's: what is in use on the device at most while the process runs, less what was in use before, so that
 nothing else may run there. nvidia-smi tells it every 20 ms, or CUDA where nvidia-smi does not (in a MIG slice); where
 neither does, it is `-`. PyTorch's is the most that its allocator reserved, and its context.
@@ -55,6 +55,7 @@ EMA = 0.01
 WARM_UP = 2
 LEVELS = ["none", "norm-attention", "block"]
 CHECKPOINTED = "torch, checkpointing"
+PRECISIONS = {"cpu": [""], "cuda": ["--fp16", "--bf16"]}
 COMPILED = "torch, compiled"
 POLL_SECONDS = 0.02
 
@@ -371,8 +372,9 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, list[dict]]:
             command = [str(options.ortdpo), "bench", "--model", str(case.model), "--pairs", str(case.pairs)]
             command += ["--latent", f"{case.height}x{case.width}", "--rank", str(RANK), "--steps", str(options.steps)]
             command += ["--threads", str(options.threads), "--recompute", level, "--format", "json"]
-            command += ["--ep", "cuda", "--fp16"] if options.device == "cuda" else []
-            run(f"ortdpo {level}", command)
+            for precision in PRECISIONS[options.device]:
+                given = ["--ep", "cuda", precision] if precision else []
+                run(f"ortdpo {level} {precision.lstrip('-')}".rstrip(), command + given)
     return reports
 
 

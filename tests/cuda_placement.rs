@@ -143,7 +143,7 @@ fn steps_in_half_precision_are_wholly_on_the_gpu() {
     for export in ["dynamo20.onnx", "legacy17.onnx"] {
         let file = fixtures().join("half").join(export);
         for recompute in [Recompute::None, Recompute::NormAttention, Recompute::Block] {
-            for precision in [MixedPrecision::No, MixedPrecision::Fp16] {
+            for precision in [MixedPrecision::No, MixedPrecision::Fp16, MixedPrecision::Bf16] {
                 place(&file, TINY, recompute, precision, false);
             }
         }

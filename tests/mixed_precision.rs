@@ -1,4 +1,4 @@
-//! `runtime.mixed_precision: fp16` in whole runs: steps that overflow, resuming, and what is refused.
+//! `runtime.mixed_precision` in whole runs: steps that overflow, resuming, and what is refused.
 
 mod common;
 
@@ -37,6 +37,38 @@ fn steps_that_overflow_are_skipped_until_the_scale_fits() {
     }
     assert!(steps.iter().filter(|step| !is_skipped(step)).count() >= 4);
     assert!(steps.iter().all(|step| step["step"].is_u64()));
+}
+
+#[test]
+fn bfloat16_needs_no_scale() {
+    let workspace = Workspace::new();
+    let model = half_pipeline(&workspace);
+    let set = [
+        &*model,
+        "runtime.mixed_precision=bf16",
+        "train.steps=3",
+        "train.eval_every=3",
+    ];
+    let run = workspace.trained("run", &set);
+    for step in metrics(&run) {
+        assert!(
+            step["loss"].is_f64() && step["grad_norm"].as_f64() > Some(0.0),
+            "{step}"
+        );
+        assert!(step["loss_scale"].is_null() && step["skipped"] != true, "{step}");
+    }
+}
+
+#[test]
+fn bfloat16_is_refused_where_no_provider_computes_in_it() {
+    let workspace = Workspace::new();
+    let set = ["runtime.mixed_precision=bf16", "runtime.ep=coreml"];
+    let text = refused(&workspace.train("run", &set).output().unwrap());
+    assert!(
+        text.contains("is bf16, in which coreml computes nothing"),
+        "{text}"
+    );
+    assert!(!workspace.path("run").exists());
 }
 
 #[test]

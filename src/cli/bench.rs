@@ -61,6 +61,9 @@ pub struct Bench {
     /// Compute in half precision with a scaled loss, as `runtime.mixed_precision: fp16` does
     #[arg(long)]
     fp16: bool,
+    /// Compute in bfloat16, as `runtime.mixed_precision: bf16` does
+    #[arg(long, conflicts_with = "fp16")]
+    bf16: bool,
     /// Let CUDA leave operators of the step to the CPU, as `runtime.cpu_fallback` does
     #[arg(long)]
     cpu_fallback: bool,
@@ -111,9 +114,10 @@ impl Bench {
                 Copies::None => WeightCopies::None,
             },
             recompute: self.recompute,
-            mixed_precision: match self.fp16 {
-                true => MixedPrecision::Fp16,
-                false => MixedPrecision::No,
+            mixed_precision: match (self.fp16, self.bf16) {
+                (true, _) => MixedPrecision::Fp16,
+                (_, true) => MixedPrecision::Bf16,
+                _ => MixedPrecision::No,
             },
             session: SessionOptions {
                 ep: self.ep,

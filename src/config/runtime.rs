@@ -7,7 +7,7 @@ use super::bytes::ByteSize;
 use super::require;
 use crate::Result;
 use crate::autodiff::Recompute;
-use crate::runtime::ExecutionProvider;
+use crate::runtime::{ExecutionProvider, has_bfloat16};
 
 /// What computes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -60,6 +60,25 @@ pub enum MixedPrecision {
     /// Half precision, as the weights are stored, with a scaled loss: fast on GPUs, slow on CPUs, which compute in single
     /// precision anyway.
     Fp16,
+    /// In bfloat16, whichever half precision the weights are stored in, without a scaled loss. On CUDA; on the CPU every
+    /// operator computes in single precision and rounds, which shows what bfloat16 does to a run, slowly.
+    Bf16,
+}
+
+impl MixedPrecision {
+    /// The name in configuration files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Fp16 => "fp16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Whether gradients are of so small a range that the loss has to be scaled.
+    pub fn scales_loss(self) -> bool {
+        self == Self::Fp16
+    }
 }
 
 /// Where the optimizer works.
@@ -101,6 +120,12 @@ impl RuntimeConfig {
             "runtime.threads",
             "is 0",
             "Give at least 1, or null for one per core.",
+        )?;
+        require(
+            self.mixed_precision != MixedPrecision::Bf16 || has_bfloat16(self.ep),
+            "runtime.mixed_precision",
+            format!("is bf16, in which {} computes nothing here", self.ep.name()),
+            "Use `fp16` or `no`, or runtime.ep: cuda.",
         )
     }
 }

@@ -297,7 +297,7 @@ impl Graph {
 }
 
 /// Oldest file format version that knows an operator set.
-fn ir_version_for(opset: i64) -> i64 {
+pub(super) fn ir_version_for(opset: i64) -> i64 {
     match opset {
         ..=14 => 7,
         15..=18 => 8,

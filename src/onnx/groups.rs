@@ -1,5 +1,6 @@
-//! `GroupNormalization` in operators that runtimes have. None of ONNX Runtime's providers implements it; ONNX's own definition, which
-//! stands in, works out shapes while it runs, on the CPU.
+//! Normalisation of groups in operators that runtimes have. None of ONNX Runtime's providers implements `GroupNormalization`; ONNX's
+//! own definition, which stands in, works out shapes while it runs, on the CPU. `InstanceNormalization`, in which a channel is a group,
+//! CUDA has up to opset 21 only.
 
 use super::attr::Attrs;
 use super::graph::{Graph, Node, ValueId};
@@ -11,14 +12,20 @@ use crate::Result;
 /// # Errors
 /// None that a caller can cause.
 pub fn expand_group_norms(mut graph: Graph) -> Result<Graph> {
-    if graph.nodes.iter().all(|n| n.op != "GroupNormalization") {
+    let opset = graph.opset;
+    let is_expanded = |node: &Node| match node.op.as_str() {
+        "GroupNormalization" => true,
+        "InstanceNormalization" => opset >= 22,
+        _ => false,
+    };
+    if !graph.nodes.iter().any(is_expanded) {
         return Ok(graph);
     }
     // Nodes are put back one by one; none may be taken for one that is yet to come.
     graph.forget_equal_nodes();
     for node in std::mem::take(&mut graph.nodes) {
-        match (node.op.as_str(), &node.inputs[..], &node.outputs[..]) {
-            ("GroupNormalization", [Some(x), Some(scale), Some(bias)], [Some(_)]) => {
+        match (is_expanded(&node), &node.inputs[..], &node.outputs[..]) {
+            (true, [Some(x), Some(scale), Some(bias)], [Some(_)]) => {
                 expand(&mut graph, &node, *x, *scale, *bias)?;
                 let last = graph.nodes.last_mut().expect("nodes were made");
                 last.outputs.clone_from(&node.outputs);
@@ -33,9 +40,12 @@ pub fn expand_group_norms(mut graph: Graph) -> Result<Graph> {
 /// The last node that it adds makes the result.
 fn expand(graph: &mut Graph, node: &Node, x: ValueId, scale: ValueId, bias: ValueId) -> Result<()> {
     let view = View::new(graph, node);
-    let groups = view.int("num_groups", 1).max(1) as usize;
     let epsilon = view.float("epsilon", 1e-5);
     let shape = graph.shape(x).to_vec();
+    let groups = match node.op.as_str() {
+        "InstanceNormalization" => shape[1],
+        _ => view.int("num_groups", 1).max(1) as usize,
+    };
     let (batch, per_sample) = (shape[0], shape[1..].iter().product::<usize>());
     // One per channel, or per group before opset 21.
     let scales = graph.shape(scale)[0];
@@ -43,14 +53,22 @@ fn expand(graph: &mut Graph, node: &Node, x: ValueId, scale: ValueId, bias: Valu
     let flat = graph.reshape(x, &[batch, groups, per_sample / groups])?;
     let one = graph.scalar_like(x, 1.0);
     let ones = graph.expand(one, &[per_sample / groups])?;
-    // Not `InstanceNormalization`, which CUDA has up to opset 21 only.
     let attrs = Attrs::new().int("axis", 2).float("epsilon", epsilon);
     let normal = graph.op("LayerNormalization", &[flat, ones], attrs)?;
-    let normal = graph.reshape(normal, &[batch, scales, per_sample / scales])?;
-    let scale = graph.reshape(scale, &[1, scales, 1])?;
-    let scaled = graph.mul(normal, scale)?;
-    let bias = graph.reshape(bias, &[1, scales, 1])?;
-    let moved = graph.add(scaled, bias)?;
+    let mut moved = graph.reshape(normal, &[batch, scales, per_sample / scales])?;
+    // Exporters write normalisation of groups as one of instances that neither scales nor moves.
+    let holds_only = |graph: &Graph, v: ValueId, number: f64| {
+        let numbers = graph.constant_floats(v);
+        numbers.is_some_and(|numbers| numbers.iter().all(|n| *n == number))
+    };
+    if !holds_only(graph, scale, 1.0) {
+        let scale = graph.reshape(scale, &[1, scales, 1])?;
+        moved = graph.mul(moved, scale)?;
+    }
+    if !holds_only(graph, bias, 0.0) {
+        let bias = graph.reshape(bias, &[1, scales, 1])?;
+        moved = graph.add(moved, bias)?;
+    }
     let from = graph.nodes.len();
     graph.reshape(moved, &shape)?;
     // A reshape to the shape it has is none.
@@ -65,18 +83,23 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::onnx::{TensorType, validate};
+    use crate::onnx::{Constant, TensorType, validate};
     use crate::pipeline::network::{map_weights, session_over};
     use crate::runtime::{SessionOptions, TensorView};
     use crate::tensor::DType;
 
-    fn normalised(shape: &[usize]) -> Graph {
-        let mut g = Graph::new("groups", 21);
+    const NORMS: [&str; 2] = ["GroupNormalization", "InstanceNormalization"];
+
+    fn normalised(op: &str, shape: &[usize]) -> Graph {
+        let mut g = Graph::new("groups", 22);
         let x = g.add_input("x", TensorType::new(DType::F32, shape));
         let scale = g.add_input("scale", TensorType::new(DType::F32, [6]));
         let bias = g.add_input("bias", TensorType::new(DType::F32, [6]));
-        let attrs = Attrs::new().int("num_groups", 3).float("epsilon", 0.1);
-        let y = g.op("GroupNormalization", &[x, scale, bias], attrs).unwrap();
+        let attrs = match op {
+            "GroupNormalization" => Attrs::new().int("num_groups", 3),
+            _ => Attrs::new(),
+        };
+        let y = g.op(op, &[x, scale, bias], attrs.float("epsilon", 0.1)).unwrap();
         let y = g.as_output(y, "y").unwrap();
         g.outputs.push(y);
         g
@@ -100,13 +123,46 @@ mod tests {
 
     #[test]
     fn what_stands_in_computes_what_onnx_defines() {
-        for shape in [&[2, 6, 4, 5][..], &[2, 6, 4]] {
-            let expanded = expand_group_norms(normalised(shape)).unwrap();
+        for (op, shape) in NORMS
+            .into_iter()
+            .flat_map(|op| [(op, &[2, 6, 4, 5][..]), (op, &[2, 6, 4])])
+        {
+            let expanded = expand_group_norms(normalised(op, shape)).unwrap();
             validate(&expanded).unwrap();
-            assert!(expanded.nodes.iter().all(|n| n.op != "GroupNormalization"));
-            for (found, wanted) in run(&expanded, shape).iter().zip(run(&normalised(shape), shape)) {
-                assert!((found - wanted).abs() < 1e-5, "{found} {wanted}");
+            assert!(expanded.nodes.iter().all(|n| n.op != op));
+            for (found, wanted) in run(&expanded, shape)
+                .iter()
+                .zip(run(&normalised(op, shape), shape))
+            {
+                assert!((found - wanted).abs() < 1e-5, "{op}: {found} {wanted}");
             }
         }
+    }
+
+    #[test]
+    fn instances_that_are_neither_scaled_nor_moved_take_no_further_operators() {
+        let mut g = Graph::new("instances", 22);
+        let x = g.add_input("x", TensorType::new(DType::F32, [2, 6, 4]));
+        let (ones, zeros) = ([1.0; 6], [0.0; 6]);
+        let scale = g.add_constant("scale", Constant::floats(DType::F32, &[6], &ones));
+        let bias = g.add_constant("bias", Constant::floats(DType::F32, &[6], &zeros));
+        let y = g
+            .op("InstanceNormalization", &[x, scale, bias], Attrs::new())
+            .unwrap();
+        let y = g.as_output(y, "y").unwrap();
+        g.outputs.push(y);
+        let expanded = expand_group_norms(g).unwrap();
+        assert!(
+            expanded
+                .nodes
+                .iter()
+                .all(|n| !["Mul", "Add"].contains(&n.op.as_str()))
+        );
+        let before_22 = Graph {
+            opset: 21,
+            ..normalised("InstanceNormalization", &[2, 6, 4])
+        };
+        let kept = expand_group_norms(before_22).unwrap();
+        assert!(kept.nodes.iter().any(|n| n.op == "InstanceNormalization"));
     }
 }

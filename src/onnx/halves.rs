@@ -1,9 +1,9 @@
-//! Weights in half precision under arithmetic in single precision.
+//! Weights stored in half precision under arithmetic in another precision.
 //!
-//! [`widen`] takes a model exported in f16 or bf16 and makes all its values f32; its weights stay as they are in their file.
-//! From then on a constant may be of f32 to the graph and of f16 to its file. Before such a graph is run,
+//! [`compute_in`] takes a model exported in f16 or bf16 and makes all its values f32, or bf16; its weights stay as they are in
+//! their file. From then on a constant may be of f32 to the graph and of f16 to its file. Before such a graph is run,
 //! [`cast_where_used`] adds a `Cast` in front of every node that reads one. Each cast waits for the node's other operand:
-//! a runtime can neither fold nor share it, and the wide copy of a weight lives only while one node needs it.
+//! a runtime can neither fold nor share it, and the copy of a weight lives only while one node needs it.
 
 use std::collections::HashMap;
 
@@ -13,29 +13,29 @@ use super::graph::{Graph, Node, ValueId};
 use crate::Result;
 use crate::tensor::DType;
 
-/// Makes every value of half precision one of single precision. Weights in other files keep their bytes.
+/// Makes every value of half precision one of `dtype`. Weights in other files keep their bytes.
 ///
 /// # Errors
 /// None that a caller can cause.
-pub fn widen(mut graph: Graph) -> Result<Graph> {
+pub fn compute_in(mut graph: Graph, dtype: DType) -> Result<Graph> {
     for value in &mut graph.values {
         if value.ty.dtype.is_half() {
-            value.ty.dtype = DType::F32;
+            value.ty.dtype = dtype;
         }
     }
     let half_constants = graph.constants.values_mut().chain(graph.folded.values_mut());
-    half_constants.for_each(widen_inline);
+    half_constants.for_each(|constant| convert_small(constant, dtype));
     for node in &mut graph.nodes {
         for (name, attr) in &mut node.attrs.0 {
             match attr {
                 Attr::Int(to) if node.op == "Cast" && name == "to" => {
-                    if let Ok(dtype) = super::data::dtype_from_onnx(*to as i32, "Cast")
-                        && dtype.is_half()
+                    if let Ok(to_half) = super::data::dtype_from_onnx(*to as i32, "Cast")
+                        && to_half.is_half()
                     {
-                        *to = super::data::dtype_to_onnx(DType::F32).into();
+                        *to = super::data::dtype_to_onnx(dtype).into();
                     }
                 }
-                Attr::Tensor(constant) => widen_inline(constant),
+                Attr::Tensor(constant) => convert_small(constant, dtype),
                 _ => {}
             }
         }
@@ -48,21 +48,32 @@ pub fn widen(mut graph: Graph) -> Result<Graph> {
 /// Larger constants are weights, wherever they are.
 const SMALL: usize = 1024;
 
-/// Small constants in the model file become wide at once.
-fn widen_inline(constant: &mut Constant) {
+/// Small constants in the model file are converted at once.
+fn convert_small(constant: &mut Constant, dtype: DType) {
     if constant.dtype.is_half()
+        && constant.dtype != dtype
         && constant.len() <= SMALL
         && matches!(constant.data, TensorData::Inline(_))
         && let Some(values) = constant.to_floats()
     {
-        *constant = Constant::floats(DType::F32, &constant.shape.clone(), &values);
+        *constant = Constant::floats(dtype, &constant.shape.clone(), &values);
     }
 }
 
-/// Whether some weight is stored in half precision and used in single precision.
+/// Whether some weight is stored in half precision and used in another.
 pub fn has_half_weights(graph: &Graph) -> bool {
-    let is_stored_half = |(v, c): (&ValueId, &Constant)| c.dtype.is_half() && !graph.dtype(*v).is_half();
-    graph.constants.iter().any(is_stored_half)
+    stored_otherwise(graph).next().is_some()
+}
+
+/// Weights that are stored in half precision and used in another.
+fn stored_otherwise(graph: &Graph) -> impl Iterator<Item = (ValueId, Conversion)> {
+    graph.constants.iter().filter_map(|(v, constant)| {
+        let conversion = Conversion {
+            stored: constant.dtype,
+            used: graph.dtype(*v),
+        };
+        (constant.dtype.is_half() && conversion.stored != conversion.used).then_some((*v, conversion))
+    })
 }
 
 /// Adds the casts that a graph with such weights needs to be run.
@@ -70,17 +81,15 @@ pub fn has_half_weights(graph: &Graph) -> bool {
 /// # Errors
 /// None that a caller can cause.
 pub fn cast_where_used(graph: &mut Graph) -> Result<()> {
-    if !has_half_weights(graph) {
+    let mut made_of_weights = Casts {
+        stored: stored_otherwise(graph).collect(),
+        derived: HashMap::new(),
+    };
+    if made_of_weights.stored.is_empty() {
         return Ok(());
     }
-    let mut made_of_weights = Casts::default();
-    for (v, constant) in &graph.constants {
-        if constant.dtype.is_half() && !graph.values[v.0 as usize].ty.dtype.is_half() {
-            made_of_weights.stored.insert(*v, constant.dtype);
-        }
-    }
-    for (v, dtype) in &made_of_weights.stored {
-        graph.values[v.0 as usize].ty.dtype = *dtype;
+    for (v, conversion) in &made_of_weights.stored {
+        graph.values[v.0 as usize].ty.dtype = conversion.stored;
     }
     // Nodes are put back one by one; none may be taken for one that is yet to come.
     graph.known.clear();
@@ -108,17 +117,23 @@ pub fn cast_where_used(graph: &mut Graph) -> Result<()> {
             continue;
         }
         for v in node.inputs.iter_mut().flatten() {
-            *v = made_of_weights.wide(graph, *v, operand)?;
+            *v = made_of_weights.converted(graph, *v, operand)?;
         }
         graph.nodes.push(node);
     }
     Ok(())
 }
 
+/// From what is in a file to what a graph computes with.
+#[derive(Clone, Copy)]
+struct Conversion {
+    stored: DType,
+    used: DType,
+}
+
 /// Weights and what nodes make of weights alone.
-#[derive(Default)]
 struct Casts {
-    stored: HashMap<ValueId, DType>,
+    stored: HashMap<ValueId, Conversion>,
     derived: HashMap<ValueId, Node>,
 }
 
@@ -127,9 +142,9 @@ impl Casts {
         self.stored.contains_key(&value) || self.derived.contains_key(&value)
     }
 
-    /// `value` in single precision, after `operand` where there is one.
-    fn wide(&self, graph: &mut Graph, value: ValueId, operand: Option<ValueId>) -> Result<ValueId> {
-        if self.stored.contains_key(&value) {
+    /// `value` in the precision it is used in, after `operand` where there is one.
+    fn converted(&self, graph: &mut Graph, value: ValueId, operand: Option<ValueId>) -> Result<ValueId> {
+        if let Some(conversion) = self.stored.get(&value) {
             let start = match operand {
                 None => value,
                 Some(operand) => {
@@ -137,14 +152,14 @@ impl Casts {
                     graph.after(value, token)?
                 }
             };
-            return graph.cast(start, DType::F32);
+            return graph.cast(start, conversion.used);
         }
         let Some(node) = self.derived.get(&value) else {
             return Ok(value);
         };
         let mut copy = node.clone();
         for v in copy.inputs.iter_mut().flatten() {
-            *v = self.wide(graph, *v, operand)?;
+            *v = self.converted(graph, *v, operand)?;
         }
         let position = node.outputs.iter().position(|v| *v == Some(value));
         let names = vec![Some(""); node.outputs.len()];
@@ -190,7 +205,7 @@ mod tests {
 
     #[test]
     fn values_become_wide_and_weights_stay_as_they_are_stored() {
-        let g = widen(half()).unwrap();
+        let g = compute_in(half(), DType::F32).unwrap();
         assert!(has_half_weights(&g));
         let types: Vec<DType> = g.inputs.iter().chain(&g.outputs).map(|v| g.dtype(*v)).collect();
         assert_eq!(types, [DType::F32, DType::F32]);
@@ -203,16 +218,19 @@ mod tests {
 
     #[test]
     fn every_use_has_a_cast_of_its_own_that_waits() {
-        let mut g = widen(half()).unwrap();
-        cast_where_used(&mut g).unwrap();
-        g.prune();
-        validate(&g).unwrap();
-        let count = |op: &str| g.nodes.iter().filter(|n| n.op == op).count();
-        // Two of the weight, and the model's own.
-        assert_eq!(count("Cast"), 3);
-        assert_eq!(count("Transpose"), 1);
-        // The first product's other operand is an input, which is always there.
-        assert_eq!(count("Size"), 1);
-        assert!(!has_half_weights(&g));
+        for dtype in [DType::F32, DType::BF16] {
+            let mut g = compute_in(half(), dtype).unwrap();
+            cast_where_used(&mut g).unwrap();
+            g.prune();
+            validate(&g).unwrap();
+            let count = |op: &str| g.nodes.iter().filter(|n| n.op == op).count();
+            // Two of the weight, and the model's own.
+            assert_eq!(count("Cast"), 3);
+            assert_eq!(count("Transpose"), 1);
+            // The first product's other operand is an input, which is always there.
+            assert_eq!(count("Size"), 1);
+            assert!(!has_half_weights(&g));
+            assert_eq!(g.dtype(g.outputs[0]), dtype);
+        }
     }
 }

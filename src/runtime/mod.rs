@@ -10,6 +10,7 @@
 //!                                                         └► Binding: kept inputs, outputs written in place
 //! ```
 
+mod bfloat16;
 mod binding;
 mod device;
 mod environment;
@@ -24,6 +25,7 @@ mod session;
 mod value;
 mod weights;
 
+pub use bfloat16::{BFLOAT16_OPSET, computes_in_bfloat16, has_bfloat16};
 pub use binding::Binding;
 pub use device::{DeviceBuffer, DeviceTensor};
 pub(crate) use environment::LARGEST_DOUBLING;

@@ -6,11 +6,11 @@ use super::engine::EngineOptions;
 use super::weights::weights_of;
 use crate::autodiff::{AttentionGradient, ConvInputGradient, DeriveOptions, Recompute};
 use crate::config::runtime::MixedPrecision;
-use crate::onnx::{Graph, LARGE_MATRIX, Model, expand_group_norms, halves};
+use crate::onnx::{Graph, LARGE_MATRIX, Model, expand_group_norms, halves, raise, single_around};
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::denoiser::{self, Geometry};
 use crate::pipeline::weight_copies;
-use crate::runtime::{ExecutionProvider, SessionOptions};
+use crate::runtime::{BFLOAT16_OPSET, ExecutionProvider, SessionOptions, computes_in_bfloat16};
 use crate::tensor::DType;
 use crate::traingraph::{
     AnchorGraph, BatchGraph, ErrorGraph, StepGraph, StepShape, Trainables, attention, borders,
@@ -79,9 +79,9 @@ impl EngineGraphs {
             .anchor_samples
             .map(|samples| source.anchor(samples, shape, &choose));
         Ok(Self {
-            step: as_run(step.graph)?,
-            batch: batch.map(|b| as_run(b.graph)).transpose()?,
-            errors: as_run(ErrorGraph::build(&forward, &forward_trainables)?.graph)?,
+            step: source.as_run(step.graph)?,
+            batch: batch.map(|b| source.as_run(b.graph)).transpose()?,
+            errors: source.as_run(ErrorGraph::build(&forward, &forward_trainables)?.graph)?,
             anchor: anchor.transpose()?,
             denoiser: graph,
             trainables,
@@ -114,9 +114,15 @@ impl Source<'_> {
     fn denoiser(&self, geometry: &Geometry) -> Result<Graph> {
         let model = self.options.model;
         let graph = denoiser::load(model, geometry, self.split_shared)?;
-        match self.options.mixed_precision {
-            MixedPrecision::No => halves::widen(graph),
-            MixedPrecision::Fp16 => borders::in_single(&stored_in(graph, DType::F16, model)?),
+        let precision = self.options.mixed_precision;
+        match precision {
+            MixedPrecision::No => halves::compute_in(graph, DType::F32),
+            MixedPrecision::Fp16 => borders::in_single(&stored_in(graph, &[DType::F16], precision, model)?),
+            MixedPrecision::Bf16 => {
+                let graph = stored_in(graph, &[DType::F16, DType::BF16], precision, model)?;
+                let graph = raise(halves::compute_in(graph, DType::BF16)?, BFLOAT16_OPSET)?;
+                borders::in_single(&graph)
+            }
         }
     }
 
@@ -139,7 +145,7 @@ impl Source<'_> {
             pairs: options.pairs,
             guidance: options.guidance,
             whole_batch: options.whole_batch,
-            loss_scale: options.mixed_precision != MixedPrecision::No,
+            loss_scale: options.mixed_precision.scales_loss(),
             derive: DeriveOptions {
                 conv_input: match copies {
                     true => ConvInputGradient::Flipped,
@@ -154,6 +160,17 @@ impl Source<'_> {
         }
     }
 
+    /// A graph in the form that sessions get.
+    fn as_run(&self, graph: Graph) -> Result<Graph> {
+        let mut graph = expand_group_norms(graph)?;
+        halves::cast_where_used(&mut graph)?;
+        if self.options.mixed_precision == MixedPrecision::Bf16 {
+            let ep = self.options.session.ep;
+            single_around(&mut graph, DType::BF16, |node| computes_in_bfloat16(ep, node))?;
+        }
+        Ok(graph)
+    }
+
     /// The `kl` anchor on a batch of its own size.
     fn anchor(
         &self,
@@ -165,30 +182,158 @@ impl Source<'_> {
         let graph = self.differentiable(self.denoiser(&geometry)?)?;
         let trainables = choose(&graph)?;
         let anchor = AnchorGraph::build(&graph, &trainables, shape.loss_scale, shape.derive)?;
-        Ok((as_run(anchor.graph)?, geometry))
+        Ok((self.as_run(anchor.graph)?, geometry))
     }
 }
 
-/// A graph in the form that sessions get.
-fn as_run(graph: Graph) -> Result<Graph> {
-    let mut graph = expand_group_norms(graph)?;
-    halves::cast_where_used(&mut graph)?;
-    Ok(graph)
-}
-
-/// `graph`, if it computes in `dtype`.
-fn stored_in(graph: Graph, dtype: DType, model: &Model) -> Result<Graph> {
+/// `graph`, if it was exported in one of `dtypes`.
+fn stored_in(graph: Graph, dtypes: &[DType], precision: MixedPrecision, model: &Model) -> Result<Graph> {
     let found = graph.outputs.first().map(|v| graph.dtype(*v));
     match found {
-        Some(found) if found == dtype => Ok(graph),
+        Some(found) if dtypes.contains(&found) => Ok(graph),
         _ => Err(Error::bad(
             "runtime.mixed_precision",
             format!(
-                "is fp16, but {} computes in {}",
+                "is {}, but {} computes in {}",
+                precision.name(),
                 model.path.display(),
                 found.map_or_else(String::new, |d| d.to_string())
             ),
             "Export the pipeline in half precision (scripts/export_sd.py --fp16), or leave mixed_precision at no.",
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::path::Path;
+
+    use ndarray::{ArrayD, IxDyn};
+
+    use super::*;
+    use crate::objective::Dpo;
+    use crate::onnx::Constant;
+    use crate::pipeline::network::{map_weights, session_over};
+    use crate::rng::{Purpose, Streams};
+    use crate::runtime::TensorView;
+    use crate::tensor::Tensor;
+    use crate::traingraph::Reference;
+
+    fn step(model: &Model, mixed_precision: MixedPrecision, recompute: Recompute) -> Graph {
+        let options = EngineOptions {
+            model,
+            geometry: Geometry {
+                samples: 2,
+                latent: [4, 8, 8],
+                text: [5, 6],
+                added: None,
+            },
+            other_sizes: &[],
+            guidance: None,
+            pairs: 1,
+            whole_batch: true,
+            objective: &Dpo::default(),
+            reference: Reference::Input,
+            anchor_samples: None,
+            copies: Default::default(),
+            recompute,
+            mixed_precision,
+            gradients_on_device: false,
+            session: SessionOptions::default(),
+        };
+        let targets = ["to_q", "to_out.0", "conv1", "proj_in"].map(str::to_owned);
+        let graphs =
+            EngineGraphs::derive(&options, false, |g| Trainables::lora(g, &targets, 2, 2.0)).unwrap();
+        graphs.step
+    }
+
+    /// All outputs, given the same numbers for the same inputs.
+    fn run(graph: &Graph) -> Vec<(String, Vec<f32>)> {
+        let weights = map_weights(graph).unwrap();
+        let mut session = session_over(graph, Path::new("."), &weights, &SessionOptions::default()).unwrap();
+        let inputs: Vec<(String, Tensor)> = graph
+            .inputs
+            .iter()
+            .map(|v| {
+                let (name, ty) = (graph.name(*v), graph.ty(*v));
+                let shape = IxDyn(&ty.shape);
+                let tensor = match ty.dtype {
+                    DType::F32 => {
+                        let mut values = vec![0.0; ty.len()];
+                        Streams::new(7)
+                            .named(Purpose::AdapterInit, &name)
+                            .fill_normal(&mut values);
+                        Tensor::F32(ArrayD::from_shape_vec(shape, values).unwrap())
+                    }
+                    dtype => {
+                        // Timesteps.
+                        Tensor::from_integers(&name, ArrayD::from_elem(shape, 500), dtype).unwrap()
+                    }
+                };
+                (name, tensor)
+            })
+            .collect();
+        let given: Vec<_> = inputs
+            .iter()
+            .map(|(name, t)| (&**name, TensorView::from(t)))
+            .collect();
+        let mut outputs = session.run(&given).unwrap();
+        let names = graph.outputs.iter().map(|v| graph.name(*v));
+        names
+            .map(|name| {
+                let values = outputs.take(&name).unwrap().into_f32(&name).unwrap();
+                (name, values.into_raw_vec_and_offset().0)
+            })
+            .collect()
+    }
+
+    /// Gives `graph` the model's constants as `other` has them, which rounded small ones to bfloat16.
+    fn with_constants_of(mut graph: Graph, other: &Graph) -> Graph {
+        let by_name: HashMap<String, Constant> = other
+            .constants
+            .iter()
+            .map(|(v, constant)| (other.name(*v), constant.clone()))
+            .collect();
+        let named: Vec<_> = graph.constants.keys().map(|v| (*v, graph.name(*v))).collect();
+        for (v, name) in named.into_iter().filter(|(_, name)| !name.starts_with('_')) {
+            if let Some(constant) = by_name.get(&name).filter(|c| c.shape == graph.shape(v)) {
+                graph.constants.insert(v, constant.clone());
+            }
+        }
+        graph
+    }
+
+    /// With every rounding to bfloat16 taken out, nothing is left between the two.
+    #[test]
+    fn bfloat16_is_single_precision_with_rounding() {
+        let half = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/half");
+        for (export, recompute) in [
+            ("legacy17.onnx", Recompute::None),
+            ("legacy17.onnx", Recompute::Block),
+            ("dynamo20.onnx", Recompute::NormAttention),
+        ] {
+            let model = Model::read(half.join(export)).unwrap();
+            let single = step(&model, MixedPrecision::No, recompute);
+            let rounding = step(&model, MixedPrecision::Bf16, recompute);
+            let in_bf16 = rounding.nodes.iter().flat_map(|n| n.outputs.iter().flatten());
+            assert!(in_bf16.filter(|v| rounding.dtype(**v) == DType::BF16).count() > 500);
+            let mut wide = halves::compute_in(rounding, DType::F32).unwrap();
+            halves::cast_where_used(&mut wide).unwrap();
+            let single = with_constants_of(single, &wide);
+            for ((name, found), (_, wanted)) in run(&wide).iter().zip(run(&single)) {
+                let size: f32 = wanted.iter().map(|w| w * w).sum::<f32>().sqrt();
+                let distance: f32 = found
+                    .iter()
+                    .zip(&wanted)
+                    .map(|(f, w)| (f - w) * (f - w))
+                    .sum::<f32>()
+                    .sqrt();
+                assert!(
+                    distance <= 1e-3 * size,
+                    "{export} {recompute:?} {name}: {distance} of {size}"
+                );
+            }
+        }
     }
 }

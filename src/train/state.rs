@@ -8,7 +8,6 @@ use super::loss_scale::LossScale;
 use super::model::Model;
 use crate::Result;
 use crate::config::Config;
-use crate::config::runtime::MixedPrecision;
 use crate::optim::{LrSchedule, Optimizer};
 use crate::params::ParamSet;
 use crate::reference::{ReferenceRule, ReferenceWeights, lerp};
@@ -108,10 +107,11 @@ impl State {
             timestep_rule: TimestepRule::new(&config.timestep, &model.schedule)?,
             schedule: LrSchedule::new(&config.optimizer, config.train.pairs_per_step, config.train.steps),
             initial,
-            loss_scale: match config.runtime.mixed_precision {
-                MixedPrecision::No => None,
-                MixedPrecision::Fp16 => Some(LossScale::default()),
-            },
+            loss_scale: config
+                .runtime
+                .mixed_precision
+                .scales_loss()
+                .then(LossScale::default),
             lr_factor: 1.0,
             is_behind: false,
         })

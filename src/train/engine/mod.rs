@@ -20,7 +20,6 @@ use self::runner::{Built, Runner, prefixed, scale_input, timestep_tensor};
 pub use self::values::{PairInputs, ReferenceValues, Samples, StepValues};
 use super::graphs::EngineGraphs;
 use crate::autodiff::Recompute;
-use crate::config::runtime::MixedPrecision;
 use crate::device::{DeviceLayout, DeviceSet, Memory, weights_on_device};
 use crate::objective::Needs;
 use crate::onnx::Graph;
@@ -131,7 +130,7 @@ impl Engine {
             needs,
             guidance: options.guidance.map(Guidance::new),
             recompute: options.recompute,
-            loss_scale: (options.mixed_precision != MixedPrecision::No).then_some(1.0),
+            loss_scale: options.mixed_precision.scales_loss().then_some(1.0),
             gradients,
             session: graphs.session,
         })

@@ -6,7 +6,7 @@ use super::engine::EngineOptions;
 use super::weights::weights_of;
 use crate::autodiff::{AttentionGradient, ConvInputGradient, DeriveOptions, Recompute};
 use crate::config::runtime::MixedPrecision;
-use crate::onnx::{Graph, LARGE_MATRIX, Model, expand_group_norms, halves, raise, single_around};
+use crate::onnx::{Graph, LARGE_MATRIX, Model, drop_ones, expand_group_norms, halves, raise, single_around};
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::denoiser::{self, Geometry};
 use crate::pipeline::weight_copies;
@@ -165,6 +165,7 @@ impl Source<'_> {
         let mut graph = expand_group_norms(graph)?;
         halves::cast_where_used(&mut graph)?;
         if self.options.mixed_precision == MixedPrecision::Bf16 {
+            drop_ones(&mut graph);
             let ep = self.options.session.ep;
             single_around(&mut graph, DType::BF16, |node| computes_in_bfloat16(ep, node))?;
         }

@@ -1,5 +1,6 @@
 //! Files that are either whole or not there.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
@@ -21,6 +22,27 @@ pub fn remove_leftovers(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Fills `bytes` with what the file holds from `offset` on, from any number of threads at a time.
+///
+/// # Errors
+/// The file ends before, or cannot be read.
+pub fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset);
+    #[cfg(windows)]
+    {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + done as u64;
+            match std::os::windows::fs::FileExt::seek_read(file, &mut bytes[done..], at)? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                read => done += read,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Writes `bytes` to `path` through a temporary file in the same folder, so that a full disk or a crash leaves either

@@ -150,32 +150,49 @@ fn steps_in_half_precision_are_wholly_on_the_gpu() {
     }
 }
 
+const SD15: Inputs = Inputs {
+    latent: [4, 64, 64],
+    text: [77, 768],
+    added: None,
+};
+
+const SDXL: Inputs = Inputs {
+    latent: [4, 128, 128],
+    text: [77, 2048],
+    added: Some(Added {
+        pooled: 1280,
+        size: [1024, 1024],
+    }),
+};
+
+/// Steps of an export at full size.
+fn place_full_size(export: &str, inputs: Inputs, precisions: &[MixedPrecision]) {
+    let structure = Structure::unpack(export);
+    for recompute in [Recompute::NormAttention, Recompute::Block] {
+        for precision in precisions {
+            eprintln!("{export}, {recompute:?}, {precision:?}");
+            place(&structure.model(), inputs, recompute, *precision, false);
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs ONNX Runtime with CUDA, on a GPU or on a pretended one; 16 GB of memory"]
 fn steps_of_the_real_architectures_are_wholly_on_the_gpu() {
-    let sd15 = Inputs {
-        latent: [4, 64, 64],
-        text: [77, 768],
-        added: None,
-    };
-    let sdxl = Inputs {
-        latent: [4, 128, 128],
-        text: [77, 2048],
-        added: Some(Added {
-            pooled: 1280,
-            size: [1024, 1024],
-        }),
-    };
     for (export, inputs) in [
-        ("sd15-legacy17", sd15),
-        ("sd15-dynamo20", sd15),
-        ("sdxl-legacy17", sdxl),
-        ("sdxl-dynamo20", sdxl),
+        ("sd15-legacy17", SD15),
+        ("sd15-dynamo20", SD15),
+        ("sdxl-legacy17", SDXL),
+        ("sdxl-dynamo20", SDXL),
     ] {
-        let structure = Structure::unpack(export);
-        for recompute in [Recompute::NormAttention, Recompute::Block] {
-            eprintln!("{export}, {recompute:?}");
-            place(&structure.model(), inputs, recompute, MixedPrecision::No, false);
-        }
+        place_full_size(export, inputs, &[MixedPrecision::No]);
+    }
+}
+
+#[test]
+#[ignore = "needs ONNX Runtime with CUDA, on a GPU or on a pretended one; 16 GB of memory"]
+fn steps_of_the_real_architectures_in_half_precision_are_wholly_on_the_gpu() {
+    for (export, inputs) in [("sd15-legacy17-half", SD15), ("sdxl-legacy17-half", SDXL)] {
+        place_full_size(export, inputs, &[MixedPrecision::Fp16, MixedPrecision::Bf16]);
     }
 }

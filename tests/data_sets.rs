@@ -39,6 +39,36 @@ fn a_sheet_that_cannot_be_written_is_refused_before_the_work() {
     );
 }
 
+#[test]
+fn files_that_are_missing_by_the_names_of_others_are_named() {
+    let at = tempfile::tempdir().unwrap();
+    let whole = data(
+        at.path(),
+        &["convert", &dataset("hpdv3"), "set", "--shard-rows", "1"],
+    );
+    done(&whole);
+    let files = names(&at.path().join("set"));
+    assert!(
+        files.len() > 1 && files[1].starts_with("train-00001-of-"),
+        "{files:?}"
+    );
+    fs::remove_file(at.path().join("set").join(&files[1])).unwrap();
+    let validate = ortdpo(at.path())
+        .args(["data", "validate", "set"])
+        .output()
+        .unwrap();
+    assert!(validate.status.success(), "{}", stderr(&validate));
+    let said = stderr(&validate);
+    let there = files.len() - 1;
+    assert!(
+        said.contains(&format!(
+            "by the names of the {there} files that are there, {} is missing",
+            files[1]
+        )),
+        "{said}"
+    );
+}
+
 /// HPDv2 as it is published, with lists of prompts for benchmarks.
 #[test]
 fn lists_of_other_things_are_named_and_left_aside() {

@@ -22,8 +22,8 @@ Examples:
   ortdpo ablate --config examples/ablation.yaml --tune-only
   ortdpo ablate --config examples/ablation.yaml --tables-only --rows docs/ablation/rows.jsonl --format latex
 
-The same command goes on where an earlier one stopped: a run that has a row in rows.jsonl is not run again, one that was
-interrupted is resumed. With a method, a strategy or a seed more, only their runs are done. A run that diverges is
+The same command goes on where an earlier one stopped: a run that has a row in rows.jsonl is not run again, one that was \
+interrupted is resumed. With a method, a strategy or a seed more, only their runs are done. A run that diverges is \
 recorded as failed; the others go on, and the exit code is 1.";
 
 /// Asks the run to end; what is done is kept.

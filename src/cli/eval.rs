@@ -21,7 +21,7 @@ Examples:
   ortdpo eval --config examples/eval-demo.yaml --images other=pictures/other --format markdown
   ortdpo eval --merge runs/eval-a runs/eval-b --format latex
 
-Images of one seed, prompt and number start from the same noise in every model. What is there already is not made
+Images of one seed, prompt and number start from the same noise in every model. What is there already is not made \
 again: with one model more, only that model runs.";
 
 /// Asks the run to end; what is done is kept.

@@ -27,7 +27,7 @@ Examples:
   ortdpo fid --features lpips-alex --images out
                                     diversity alone: LPIPS between the pictures of each prompt
 
-An extractor is a folder with a manifest (docs/reward.md): Inception for FID, the image tower of CLIP for CLIP-FID, a
+An extractor is a folder with a manifest (docs/reward.md): Inception for FID, the image tower of CLIP for CLIP-FID, a \
 network with heads (kind perceptual) for LPIPS. FID and KID need --reference.";
 
 /// Asks the work to end.

@@ -24,7 +24,7 @@ Examples:
   ortdpo generate --model sdxl-onnx --adapter runs/a/pytorch_lora_weights.safetensors:0.8 \\
       --prompts PartiPrompts.tsv --sampler dpm++2m --seed 7 --output out/adapted
 
-The noise of an image depends on the seed, the position of its prompt and its number alone. An interrupted
+The noise of an image depends on the seed, the position of its prompt and its number alone. An interrupted \
 run goes on with the same command.";
 
 /// Asks the run to end after the images that are done.

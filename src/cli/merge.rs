@@ -16,7 +16,7 @@ Examples:
   ortdpo merge --model models/tiny-sd --adapter runs/demo --output merged
   ortdpo merge --model sdxl-onnx --adapter style.safetensors:0.7 --adapter runs/a --output sdxl-merged
 
-`ortdpo generate --adapter` needs no merging; merge for programs that know no adapters.
+`ortdpo generate --adapter` needs no merging; merge for programs that know no adapters. \
 `ortdpo adapter merge` is another thing: it makes one adapter file of several.";
 
 /// Write a pipeline folder with adapters merged into its weights

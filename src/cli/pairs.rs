@@ -24,7 +24,7 @@ Examples:
       --held-out 0.15 --output pairs
   ortdpo pairs --images scores.parquet --column quality --min-margin 0.5 --output pairs
 
-`ortdpo train` reads the folder: data: {kind: pickapic, path: pairs}. Pictures of one prompt may come from several
+`ortdpo train` reads the folder: data: {kind: pickapic, path: pairs}. Pictures of one prompt may come from several \
 --images. Prompts come from images.jsonl, the parquet file, or the text in PNG files.";
 
 /// Asks to stop; what was scored stays in the cache.

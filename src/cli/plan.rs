@@ -128,7 +128,7 @@ fn report(plan: &TrainPlan, seconds: Option<f64>, console: Console) -> Result<Re
     let budget = plan.runtime.memory_budget;
     let fits = |level: &&Level| {
         level.recompute >= plan.runtime.recompute
-            && budget.is_none_or(|budget| level.memory.total() <= budget.0)
+            && budget.is_none_or(|budget| level.memory.is_within(budget))
     };
     Ok(Report {
         steps: plan.train.steps,

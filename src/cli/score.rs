@@ -24,7 +24,7 @@ Examples:
   ortdpo score --reward hpsv2.1 --images benchmark --prompts prompts.tsv --group-by style
   ortdpo score --reward pickscore --images pairs.parquet --format parquet --output scores.parquet
 
-A reward is a folder with a reward.yaml, or the name of one under models/, $ORTDPO_REWARDS or the data directory.
+A reward is a folder with a reward.yaml, or the name of one under models/, $ORTDPO_REWARDS or the data directory. \
 Prompts come from images.jsonl or the parquet file, from --prompts, or from the text in PNG files.";
 
 /// Asks to stop; what was scored stays in the cache.

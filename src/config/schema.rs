@@ -9,7 +9,9 @@ use crate::yaml::Schema;
 
 /// What the loader checks a resolved configuration against.
 pub static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
-    Schema::of::<Config>(|path| format!("Write it in the configuration file, or give --set {path}=VALUE."))
+    Schema::of::<Config>(|path| {
+        format!("Write it in the configuration file (--config FILE), or give --set {path}=VALUE.")
+    })
 });
 
 /// The JSON Schema of a configuration file, for editors, as text.

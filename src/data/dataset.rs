@@ -243,10 +243,11 @@ impl Dataset {
     pub fn moments_of(&self, index: usize, views: [View; 2]) -> Result<[Moments; 2]> {
         let (pair, size) = (&self.table.pairs[index], self.size(index));
         let read = |image: Key, view: View| {
-            let tensors = self.images.read(view_key(image, size, view));
+            let key = view_key(image, size, view);
+            let tensors = self.images.read(key);
             tensors
                 .and_then(Moments::from_tensors)
-                .ok_or_else(|| self.lost(&self.images))
+                .ok_or_else(|| lost(&self.images, key))
         };
         let [first, second] = in_order(pair.preference, pair.images);
         Ok([read(first, views[0])?, read(second, views[1])?])
@@ -257,18 +258,20 @@ impl Dataset {
     /// # Errors
     /// The cache was damaged since it was opened.
     pub fn embedding(&self, caption: &str) -> Result<Embedding> {
-        let tensors = self.captions.read(caption_key(caption));
+        let key = caption_key(caption);
+        let tensors = self.captions.read(key);
         let embedding = tensors.and_then(Embedding::from_tensors);
-        embedding.ok_or_else(|| self.lost(&self.captions))
+        embedding.ok_or_else(|| lost(&self.captions, key))
     }
+}
 
-    fn lost(&self, store: &Store) -> Error {
-        Error::bad(
-            store.folder().display().to_string(),
-            "an entry of the encoding cache is damaged or of another shape",
-            "Run again with data.verify_cache: true, which finds and re-makes damaged entries.",
-        )
-    }
+/// What an entry is to its readers that is there no more.
+fn lost(store: &Store, key: Key) -> Error {
+    Error::bad(
+        store.place(key).display().to_string(),
+        "an entry of the encoding cache is damaged or gone",
+        "Run again: what is damaged or missing is found and made again, unless data.verify_cache is false.",
+    )
 }
 
 /// The preferred one first; of a tie, the first.

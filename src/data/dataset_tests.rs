@@ -199,7 +199,10 @@ fn damaged_entries_are_made_again_alone() {
     let error = prepare("whole", &encoders, cache.path(), unchecked)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("data.verify_cache"), "{error}");
+    assert!(
+        error.contains("data.verify_cache") && error.contains("shard-0000.bin"),
+        "{error}"
+    );
     let mended = prepare("whole", &encoders, cache.path(), OPTIONS).unwrap();
     assert_eq!(encoders.counts(), (1, 1, 2));
     assert_eq!(mended.moments(0, View::CENTER).unwrap(), moments);

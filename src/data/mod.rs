@@ -42,7 +42,7 @@ pub use fill::{EncodeOptions, OnProgress, Progress, Stage};
 pub use import::{Images, ParquetPairs};
 pub use loader::{BatchPair, Loader, LoaderState, PairBatch};
 pub use onnx_encoders::OnnxEncoders;
-pub use pair::{At, Content, Pair, PairSource, Pictures, Place, Preference, Row, Rows, SIDES};
+pub use pair::{At, Content, Pair, PairSource, Pictures, Place, Preference, Row, Rows, SIDES, note_on_files};
 pub use picture::Picture;
 pub(crate) use shard_files::ShardFiles;
 pub use table::{Counts, PairRow};

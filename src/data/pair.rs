@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::picture::Picture;
+use super::shards;
 use crate::Result;
 use crate::model_folder::ContentHash;
 use crate::rng::PairId;
@@ -177,4 +178,24 @@ pub trait PairSource: Sync {
 
     /// The folder or file that the user named.
     fn place(&self) -> String;
+
+    /// The files that the rows are listed in.
+    fn files(&self) -> Vec<&Path>;
+}
+
+/// What there is to say of a data set of which files are missing, by the names of the others.
+pub fn note_on_files(source: &dyn PairSource) -> Option<String> {
+    let files = source.files();
+    let missing = shards::missing(files.iter().copied());
+    let first = missing.first()?;
+    let more = match missing.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!(
+        "{}: by the names of the {} files that are there, {} is missing{more}; what is there is read",
+        source.place(),
+        files.len(),
+        first.file_name().unwrap_or_default().to_string_lossy(),
+    ))
 }

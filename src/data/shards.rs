@@ -1,6 +1,6 @@
 //! Finding the files of a split in a folder, and telling whether files changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -39,6 +39,56 @@ pub(super) fn find(folder: &Path, split: &str, extensions: &[&str]) -> Result<Ve
         format!("holds no {split}-*.{ending}; it has {found}"),
         "Name the folder with the files, or one of its splits, or a single file (data.path, data.split, data.kind).",
     ))
+}
+
+/// Files that names such as `train-00003-of-00014.parquet` say there are, beside those given, in the order of their names.
+pub(super) fn missing<'a>(files: impl Iterator<Item = &'a Path>) -> Vec<PathBuf> {
+    let mut sets: BTreeMap<Numbered, BTreeSet<usize>> = BTreeMap::new();
+    for (set, number) in files.filter_map(numbered) {
+        sets.entry(set).or_default().insert(number);
+    }
+    let gaps = sets.iter().flat_map(|(set, there)| {
+        let absent = (0..set.count).filter(|number| !there.contains(number));
+        absent.map(|number| set.file(number))
+    });
+    gaps.collect()
+}
+
+/// Files that are one set by their names.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Numbered {
+    folder: PathBuf,
+    /// What stands before the number, and behind the count.
+    around: [String; 2],
+    /// Digits of the number and of the count.
+    digits: [usize; 2],
+    count: usize,
+}
+
+impl Numbered {
+    fn file(&self, number: usize) -> PathBuf {
+        let ([before, behind], [wide, wide_count]) = (&self.around, self.digits);
+        let count = self.count;
+        self.folder
+            .join(format!("{before}{number:0wide$}-of-{count:0wide_count$}{behind}"))
+    }
+}
+
+/// The set that a file belongs to, and its number in it, counted from 0. Sets of absurd counts are none.
+fn numbered(file: &Path) -> Option<(Numbered, usize)> {
+    const MOST: usize = 100_000;
+    let (before, behind) = file.file_name()?.to_str()?.split_once("-of-")?;
+    let end = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+    let (count, ending) = behind.split_at(end(behind));
+    let start = before.rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
+    let (name, number) = before.split_at(start);
+    let set = Numbered {
+        folder: file.parent()?.to_path_buf(),
+        around: [name.to_owned(), ending.to_owned()],
+        digits: [number.len(), count.len()],
+        count: count.parse().ok().filter(|count| *count <= MOST)?,
+    };
+    Some((set, number.parse().ok()?))
 }
 
 /// Names of the splits in a folder, sorted; of a single file none.
@@ -142,4 +192,35 @@ pub(super) fn stamp<'a>(salt: &str, files: impl Iterator<Item = &'a Path>) -> Re
             .update(&age.as_nanos().to_le_bytes());
     }
     Ok(ContentHash(*hasher.finalize().as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_which_files_are_missing() {
+        let absent = |names: &[&str]| -> Vec<String> {
+            let files: Vec<PathBuf> = names.iter().map(|name| Path::new("set").join(name)).collect();
+            let missing = missing(files.iter().map(PathBuf::as_path));
+            missing.iter().map(|path| path.display().to_string()).collect()
+        };
+        let whole = [
+            "train-00000-of-00002-8aa1.parquet",
+            "train-00001-of-00002-8aa1.parquet",
+        ];
+        assert!(absent(&whole).is_empty());
+        assert_eq!(absent(&whole[1..]), ["set/train-00000-of-00002-8aa1.parquet"]);
+        let others = [
+            "test-0001-of-3.tar",
+            "pairs.parquet",
+            "one-of-us.parquet",
+            "train-x-of-9.parquet",
+        ];
+        assert_eq!(
+            absent(&others),
+            ["set/test-0000-of-3.tar", "set/test-0002-of-3.tar"]
+        );
+        assert!(absent(&["train-00000-of-99999999.parquet"]).is_empty());
+    }
 }

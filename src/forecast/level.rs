@@ -123,7 +123,7 @@ pub fn fitting(plan: &TrainPlan, options: &EngineOptions, budget: ByteSize) -> R
             continue;
         }
         let level = forecast(plan, &options.recomputing(recompute), None)?;
-        if level.memory.total() <= budget.0 {
+        if level.memory.is_within(budget) {
             return Ok(recompute);
         }
         if least

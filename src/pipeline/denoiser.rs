@@ -95,6 +95,11 @@ pub fn load(model: &Model, geometry: &Geometry, split_shared: bool) -> Result<Gr
         let shape = match input.name.as_str() {
             "sample" => {
                 let [c, h, w] = geometry.latent;
+                if let Some([_, _, Dim::Fixed(height), Dim::Fixed(width)]) = declared
+                    && [*height, *width] != [h, w]
+                {
+                    return Err(other_size(model, [*height, *width], [h, w]));
+                }
                 vec![geometry.samples, c, h, w]
             }
             "encoder_hidden_states" => vec![geometry.samples, geometry.text[0], geometry.text[1]],
@@ -123,6 +128,16 @@ pub fn load(model: &Model, geometry: &Geometry, split_shared: bool) -> Result<Gr
     }
     let graph = specialize(model, &SpecializeOptions { dims, split_shared })?;
     timestep::per_sample(graph, geometry.samples)
+}
+
+/// Where an export fixed the size of images.
+fn other_size(model: &Model, [height, width]: [usize; 2], [h, w]: [usize; 2]) -> Error {
+    Error::bad(
+        model.path.display().to_string(),
+        format!("was exported for latents of {height}×{width} alone, and {h}×{w} are asked for"),
+        "Give pictures of the size that belongs to them (data.resolution, for Stable Diffusion eight times as many \
+         pixels; --height and --width, or --latent, elsewhere), or export the model with open sizes.",
+    )
 }
 
 fn no_pooled(model: &Model) -> Error {

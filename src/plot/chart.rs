@@ -83,19 +83,14 @@ impl Chart {
         let x = Scale::new(self.x.scaling, x_range, (LEFT, RIGHT));
         let y = Scale::new(self.y.scaling, y_range, (bottom, top)).padded();
         self.axes(&mut canvas, x, y);
-        for rule in self
-            .rules
-            .iter()
-            .filter(|r| Scale::takes(self.y.scaling, r.value))
-        {
+        let rules = || {
+            self.rules
+                .iter()
+                .filter(|r| Scale::takes(self.y.scaling, r.value))
+        };
+        for rule in rules() {
             let height = y.at(rule.value);
             canvas.line("rule", (LEFT, height), (RIGHT, height), "3 3");
-            let beside = if height - top < 20.0 {
-                height + 13.0
-            } else {
-                height - 4.0
-            };
-            canvas.text("muted", (RIGHT, beside), Anchor::End, &rule.label);
         }
         let place = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
             points.iter().map(|p| (x.at(p.0), y.at(p.1))).collect()
@@ -108,6 +103,16 @@ impl Chart {
         }
         for curve in &curves {
             self.curve_itself(&mut canvas, curve, &place(curve.line()));
+        }
+        // Above the curves, which would strike the words through.
+        for rule in rules() {
+            let height = y.at(rule.value);
+            let beside = if height - top < 20.0 {
+                height + 13.0
+            } else {
+                height - 4.0
+            };
+            canvas.text("note", (RIGHT, beside), Anchor::End, &rule.label);
         }
         let figure = canvas.finish(&self.title, self.description(&curves), (WIDTH, bottom + BELOW));
         Some(figure.with_data(readout(x, y, self.y.scaling)))

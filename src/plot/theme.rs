@@ -24,12 +24,14 @@ const COLOURS: [(&str, &str, &str); 15] = [
 ];
 
 /// Class, property, and the colour's name.
-const SHAPES: [(&str, &str, &str); 9] = [
+const SHAPES: [(&str, &str, &str); 11] = [
     ("grid", "stroke", "grid"),
     ("axis", "stroke", "muted"),
     ("rule", "stroke", "muted"),
     ("ink", "fill", "ink"),
     ("muted", "fill", "muted"),
+    ("note", "fill", "muted"),
+    ("note", "stroke", "paper"),
     ("paper", "fill", "paper"),
     ("heat", "fill", "heat"),
     ("low", "fill", "low"),
@@ -59,6 +61,7 @@ fn rules(colour: impl Fn(&str) -> String) -> String {
     css.push_str(
         ".plot text{font-family:system-ui,Helvetica,Arial,sans-serif;font-size:12px}\
          .plot .title{font-size:13px;font-weight:600}\
+         .plot .note{paint-order:stroke;stroke-width:4px;stroke-linejoin:round}\
          .plot polyline{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}\
          .plot .raw{stroke-width:1;stroke-opacity:.3}",
     );

@@ -72,8 +72,9 @@ const GROUPS: [Group; 5] = [
     Group {
         heading: "Held-out pairs",
         text: "Pairs that training never sees, with the same draws of noise and timestep at every evaluation. Implicit \
-               accuracy is the share of draws in which the policy's denoising error falls more (or rises less) on the \
-               preferred image than on the rejected one.",
+               accuracy is the share of pairs in which, in the mean over a pair's draws, the policy's denoising error falls \
+               more (or rises less) on the preferred image than on the rejected one. By bins of timesteps, every draw counts \
+               by itself.",
         panels: &[
             Panel {
                 title: "Held-out implicit accuracy",

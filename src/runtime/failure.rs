@@ -79,6 +79,9 @@ pub(super) fn one_line(message: &str) -> String {
         .split_whitespace()
         .collect::<Vec<_>>()
         .join(" ")
+        // A remedy follows, or nothing.
+        .trim_end_matches('.')
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -93,6 +96,6 @@ mod tests {
             one_line(raw),
             "Failed to load library a.so with error: b.so : missing"
         );
-        assert_eq!(one_line("two\nlines"), "two lines");
+        assert_eq!(one_line("two\nlines."), "two lines");
     }
 }

@@ -155,6 +155,9 @@ fn dataset(
     let Some(source) = data::open(&config.data, part)? else {
         return Ok(None);
     };
+    if let Some(note) = data::note_on_files(source.as_ref()) {
+        console.say(&note);
+    }
     let encoders = WithinBudget {
         encoders: OnnxEncoders {
             model: &model.folder,

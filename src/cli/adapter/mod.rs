@@ -26,7 +26,7 @@ Examples:
   ortdpo adapter convert runs/demo demo.onnx_adapter --to onnx
   ortdpo adapter export-base models/tiny-sd tiny-adaptable --adapter runs/demo
 
-`ortdpo merge` puts adapters into a pipeline's weights; `ortdpo adapter merge` makes one adapter of several.
+`ortdpo merge` puts adapters into a pipeline's weights; `ortdpo adapter merge` makes one adapter of several. \
 Wherever an adapter is read, the folder of a run will do as well.";
 
 /// Inspect, convert, resize and merge adapter files

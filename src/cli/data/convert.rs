@@ -14,7 +14,7 @@ Examples:
   ortdpo data convert --from imagereward ImageRewardDB pairs --choose best-worst --ties drop
   ortdpo data convert pairs.jsonl pairs --max-pairs-per-prompt 4 --shard-rows 5000
 
-Nothing is in its place before all is written. The output has the columns of Pick-a-Pic: caption, jpg_0, jpg_1, label_0, label_1,
+Nothing is in its place before all is written. The output has the columns of Pick-a-Pic: caption, jpg_0, jpg_1, label_0, label_1, \
 has_label, score_0, score_1; of single pictures caption, jpg_0, label_0 and has_label.";
 
 /// Turn a data set into parquet files, with the pictures inside

@@ -62,6 +62,13 @@ impl Inspect {
     pub fn run(self, console: Console) -> Result<()> {
         if let Some(sheet) = &self.sheet {
             check_output(sheet, true)?;
+            if sheet.extension().is_none_or(|x| !x.eq_ignore_ascii_case("png")) {
+                return Err(Error::bad(
+                    sheet.display().to_string(),
+                    "is not named as a PNG file, which a sheet is",
+                    "Give a name that ends in .png.",
+                ));
+            }
         }
         let Opened { kind, splits, .. } = self.source.open(console)?;
         let mut sheet = self

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, Subcommand, ValueEnum};
 use ortdpo::config::data::DataKind;
+use ortdpo::data::note_on_files;
 use ortdpo::dataset_tools::{Input, OpenSplit, Opened};
 use ortdpo::pairs::Choose;
 use ortdpo::progress::Console;
@@ -29,7 +30,7 @@ Examples:
                                     no prompt in both parts
   ortdpo data relabel pairs relabelled --reward pickscore,hpsv2.1,clip --majority
 
-The kind of a data set is found out by its look, or given with --from; docs/data.md shows what each looks like. `ortdpo train`
+The kind of a data set is found out by its look, or given with --from; docs/data.md shows what each looks like. `ortdpo train` \
 reads any of them: data: {kind: hpdv2, path: HPDv2}.";
 
 /// Asks to stop.
@@ -99,6 +100,11 @@ impl Source {
                 path.display(),
                 opened.kind
             ));
+        }
+        for split in &opened.splits {
+            if let Some(note) = note_on_files(split.source.as_ref()) {
+                console.say(&note);
+            }
         }
         Ok(opened)
     }

@@ -17,7 +17,7 @@ Examples:
   ortdpo data relabel pairs relabelled --reward hpsv2.1,pickscore,clip --majority --ties drop
   ortdpo data relabel HPDv3 relabelled --reward clip --min-margin 0.5
 
-The output has the new labels, the overall scores as score_0 and score_1, and each reward's own under its name. An interrupted
+The output has the new labels, the overall scores as score_0 and score_1, and each reward's own under its name. An interrupted \
 run leaves nothing but the cache of features, with which the next one is fast.";
 
 /// Label pairs anew by a reward model, or by several

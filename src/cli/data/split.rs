@@ -14,7 +14,7 @@ Examples:
   ortdpo data split pairs.jsonl pairs --held-out 0.05
   ortdpo data split --split train pickapic pickapic-split --held-out 0.02 --seed 7
 
-A prompt's part is drawn from its words and the seed alone: upper and lower case and spacing make no difference, and a prompt keeps
+A prompt's part is drawn from its words and the seed alone: upper and lower case and spacing make no difference, and a prompt keeps \
 its part when the data set grows.";
 
 /// Divide a data set into train-*.parquet and heldout-*.parquet so that no prompt is in both

@@ -22,7 +22,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use ndarray::{ArrayD, ArrayViewD};
 use rayon::prelude::*;
 
@@ -38,8 +37,8 @@ const SHARD_BYTES: u64 = 1 << 30;
 
 #[derive(Debug)]
 struct Shard {
-    /// `None` for an empty file, which cannot be mapped.
-    map: Option<Mmap>,
+    /// Read by position, not mapped: a file that somebody cuts off is then a damaged entry, not the end of the process.
+    data: File,
     /// Where the last payload ends that any record refers to, replaced and forgotten ones included.
     end: u64,
 }
@@ -68,22 +67,22 @@ impl Store {
         Ok(store)
     }
 
-    /// Reads the index files and maps the shards anew.
+    /// Reads the index files and opens the shards anew.
     fn refresh(&mut self) -> Result<()> {
         let mut found = Vec::new();
         self.index = Index::default();
         self.shards.clear();
         for shard in self.numbers()? {
             let (data, index) = (self.data_path(shard), self.index_path(shard));
-            let map = map_file(&data)?;
-            let len = map.as_ref().map_or(0, |map| map.len() as u64);
+            let file = File::open(&data).map_err(Error::io(&data, "open"))?;
+            let len = file.metadata().map_err(Error::io(&data, "look at"))?.len();
             let bytes = fs::read(&index).map_err(Error::io(&index, "read"))?;
             let mut end = 0;
             for record in record::read_all(&bytes).filter(|record| record.end() <= len) {
                 found.extend(Location::of(shard, &record).map(|location| (record.key, location)));
                 end = record.end().max(end);
             }
-            self.shards.insert(shard, Shard { map, end });
+            self.shards.insert(shard, Shard { data: file, end });
         }
         self.index = Index::of(found);
         Ok(())
@@ -142,16 +141,25 @@ impl Store {
         self.index.snapshot()
     }
 
-    fn bytes(&self, key: Key) -> Option<&[u8]> {
+    /// The file of an entry; the folder where there is no such entry.
+    pub fn place(&self, key: Key) -> PathBuf {
+        self.index
+            .get(key)
+            .map_or_else(|| self.folder.clone(), |location| self.data_path(location.shard))
+    }
+
+    fn bytes(&self, key: Key) -> Option<Vec<u8>> {
         let location = self.index.get(key)?;
-        let map = self.shards.get(&location.shard)?.map.as_ref()?;
-        let bytes = map.get(location.range())?;
-        (crc32c::crc32c(bytes) == location.checksum).then_some(bytes)
+        let file = &self.shards.get(&location.shard)?.data;
+        let range = location.range();
+        let mut bytes = vec![0; range.end - range.start];
+        fsutil::read_exact_at(file, &mut bytes, range.start as u64).ok()?;
+        (crc32c::crc32c(&bytes) == location.checksum).then_some(bytes)
     }
 
     /// Reads the tensors of an entry; `None` if there is none or it is damaged.
     pub fn read(&self, key: Key) -> Option<Vec<ArrayD<f32>>> {
-        payload::decode(self.bytes(key)?)
+        payload::decode(&self.bytes(key)?)
     }
 
     /// Which of these entries are there but damaged.
@@ -192,19 +200,6 @@ impl Store {
             _lock: lock,
         })
     }
-}
-
-fn map_file(path: &Path) -> Result<Option<Mmap>> {
-    let file = File::open(path).map_err(Error::io(path, "open"))?;
-    let len = file.metadata().map_err(Error::io(path, "look at"))?.len();
-    if len == 0 {
-        return Ok(None);
-    }
-    // SAFETY: the map is read only where index records point, and writers never change, shorten or remove
-    // those bytes: they append, and cut off only what lies behind the last record. Whatever else tampers with
-    // the cache while it is in use may end the process, as with any mapped file.
-    let map = unsafe { Mmap::map(&file) };
-    map.map(Some).map_err(Error::io(path, "map"))
 }
 
 /// The shard being appended to.

@@ -50,6 +50,21 @@ fn entries_come_back_over_several_shards_and_sessions() {
 }
 
 #[test]
+fn files_that_are_cut_off_or_removed_while_they_are_read_are_damaged_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    fill(&mut store, 0..10);
+    let shard = |number: u32| dir.path().join(format!("shard-{number:04}.bin"));
+    let file = OpenOptions::new().write(true).open(shard(0)).unwrap();
+    file.set_len(100).unwrap();
+    fs::remove_file(shard(1)).unwrap();
+    let all: Vec<Key> = (0..10).map(key).collect();
+    let damaged = store.damaged(&all);
+    assert!(!damaged.is_empty() && damaged.iter().all(|key| store.place(*key) == shard(0)));
+    assert_eq!(sound(&store, 0..10), 10 - damaged.len());
+}
+
+#[test]
 fn an_interrupted_run_leaves_what_was_committed() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(dir.path()).unwrap();

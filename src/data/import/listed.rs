@@ -127,6 +127,10 @@ impl PairSource for Listed {
         }
     }
 
+    fn files(&self) -> Vec<&Path> {
+        self.files.iter().map(PathBuf::as_path).collect()
+    }
+
     fn place(&self) -> String {
         self.path.display().to_string()
     }

@@ -175,6 +175,10 @@ impl PairSource for ParquetPairs {
     fn place(&self) -> String {
         self.path.display().to_string()
     }
+
+    fn files(&self) -> Vec<&Path> {
+        self.shards.iter().map(|shard| shard.path.as_path()).collect()
+    }
 }
 
 impl Shard {

@@ -71,7 +71,7 @@ impl Sheet {
         let mut cells = Vec::new();
         for (caption, preference, pictures) in &pairs {
             let other = if *preference == Preference::Tie {
-                "a tie"
+                "(a tie: neither is preferred)"
             } else {
                 ""
             };

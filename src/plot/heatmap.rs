@@ -83,7 +83,11 @@ impl HeatMap {
         canvas.text("muted", (LEFT - 6.0, bottom + 16.0), Anchor::End, &self.x);
         shades.key(&mut canvas, bottom + 26.0);
         let description = format!("From {} to {}.", number(low), number(high));
-        Some(canvas.finish(&self.title, description, (WIDTH, bottom + 48.0)))
+        let below = match self.hue {
+            Hue::Sequential => 48.0,
+            Hue::Around(_) => 58.0,
+        };
+        Some(canvas.finish(&self.title, description, (WIDTH, bottom + below)))
     }
 }
 
@@ -161,5 +165,11 @@ impl Shades {
         let right = left + width * f64::from(steps);
         canvas.text("muted", (left - 6.0, y + 9.0), Anchor::End, &number(self.low));
         canvas.text("muted", (right + 6.0, y + 9.0), Anchor::Start, &number(self.high));
+        if let Hue::Around(value) = self.hue {
+            // The scale reaches as far below it as above, also where no value does.
+            let middle = f64::midpoint(left, right);
+            canvas.line("rule", (middle, y - 1.0), (middle, y + 13.0), "");
+            canvas.text("muted", (middle, y + 25.0), Anchor::Middle, &number(value));
+        }
     }
 }

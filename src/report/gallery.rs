@@ -43,9 +43,13 @@ pub fn section(evaluation: &Evaluation, options: &ReportOptions) -> Result<Galle
     }
     let mut section = Section::new(format!("Images of {}", evaluation.name));
     section.say(&format!(
-        "{} of {} prompts. Images in a row come from the same noise; differences are to {}.",
+        "{} of {} prompts{}. Images in a row come from the same noise; differences are to {}.",
         chosen.len(),
         prompts.len(),
+        match chosen.len() < prompts.len() {
+            true => ": those that changed the most by any reward, and others evenly spread",
+            false => "",
+        },
         evaluation.baseline().map_or("the baseline", |model| &model.name),
     ));
     section.body.push_str(

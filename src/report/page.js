@@ -67,5 +67,14 @@
       }
       count.textContent = words.length ? `${left} of ${cards.length}` : "";
     });
+    // A link to a card that the words hide shows all cards again.
+    document.addEventListener("click", (event) => {
+      const link = event.target.closest('a[href^="#"]');
+      const card = link && document.getElementById(decodeURIComponent(link.hash.slice(1)));
+      if (card && card.hidden && cards.includes(card)) {
+        input.value = "";
+        input.dispatchEvent(new Event("input"));
+      }
+    });
   }
 })();

@@ -403,11 +403,11 @@ def describe(case: Case, reports: dict[str, list[dict]]) -> dict:
     rate, flops = counted["matmul_flops_per_second"], counted["flops"]
     peak = "GPU MB" if "peak_device_mb" in counted else "peak MB"
     print(f"\n{case.name}: {case.pairs} pairs of {case.height}x{case.width} latents, rank {RANK}")
-    print(f"  {'':24}{'s/step':>9}{'load s':>9}{peak:>10}{'no file':>10}{'steps':>7}{'time':>8}{'memory':>8}")
+    print(f"  {'':28}{'s/step':>9}{'load s':>9}{peak:>10}{'no file':>10}{'steps':>7}{'time':>8}{'memory':>8}")
     for side, figures in result.items():
         both = figures["peak_mb"] and result["torch"]["peak_mb"]
         print(
-            f"  {side:24}{figures['step_seconds']:9.3f}{figures['load_seconds']:9.1f}"
+            f"  {side:28}{figures['step_seconds']:9.3f}{figures['load_seconds']:9.1f}"
             f"{cell(figures['peak_mb'], 10)}{cell(figures['anonymous_mb'], 10)}{figures['steps']:7}"
             f"{figures['step_seconds'] / result['torch']['step_seconds']:8.2f}"
             f"{cell(figures['peak_mb'] / result['torch']['peak_mb'] if both else None, 8, 2)}"

@@ -108,6 +108,7 @@ impl Tensor {
         match dtype {
             DType::F32 => Ok(Self::F32(values)),
             DType::F16 => Ok(Self::F16(values.mapv(f16::from_f32))),
+            DType::BF16 => Ok(Self::BF16(values.mapv(bf16::from_f32))),
             other => Err(wrong_input_type(place, other)),
         }
     }

@@ -144,7 +144,9 @@ fn steps_in_half_precision_are_wholly_on_the_gpu() {
         let file = fixtures().join("half").join(export);
         for recompute in [Recompute::None, Recompute::NormAttention, Recompute::Block] {
             for precision in [MixedPrecision::No, MixedPrecision::Fp16, MixedPrecision::Bf16] {
-                place(&file, TINY, recompute, precision, false);
+                for full in [false, true] {
+                    place(&file, TINY, recompute, precision, full);
+                }
             }
         }
     }

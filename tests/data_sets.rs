@@ -59,11 +59,11 @@ fn files_that_are_missing_by_the_names_of_others_are_named() {
         .unwrap();
     assert!(validate.status.success(), "{}", stderr(&validate));
     let said = stderr(&validate);
-    let there = files.len() - 1;
     assert!(
         said.contains(&format!(
-            "by the names of the {there} files that are there, {} is missing",
-            files[1]
+            "set: {} is missing, of {} files by their names",
+            files[1],
+            files.len()
         )),
         "{said}"
     );

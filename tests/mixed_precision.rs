@@ -50,7 +50,9 @@ fn bfloat16_needs_no_scale() {
         "train.eval_every=3",
     ];
     let run = workspace.trained("run", &set);
-    for step in metrics(&run) {
+    let steps = metrics(&run);
+    assert_eq!(steps.len(), 3);
+    for step in steps {
         assert!(
             step["loss"].is_f64() && step["grad_norm"].as_f64() > Some(0.0),
             "{step}"

@@ -3,16 +3,16 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use ortdpo::Result;
 use ortdpo::autodiff::Recompute;
 use ortdpo::config::runtime::{MixedPrecision, WeightCopies};
 use ortdpo::model_folder::ModelFolder;
 use ortdpo::onnx::Model;
 use ortdpo::pipeline::geometry;
-use ortdpo::runtime::{self, Arena, ExecutionProvider, RuntimeOptions, SessionOptions};
+use ortdpo::runtime::{self, Arena, ExecutionProvider, RuntimeOptions, SessionOptions, has_bfloat16};
 use ortdpo::train::bench::{self, BenchOptions, BenchReport};
 use ortdpo::train::prepare;
 use ortdpo::traingraph::Reference;
+use ortdpo::{Error, Result};
 
 use super::output::{self, Format};
 
@@ -96,6 +96,13 @@ enum Copies {
 impl Bench {
     /// Does what was asked for.
     pub fn run(self) -> Result<()> {
+        if self.bf16 && !has_bfloat16(self.ep) {
+            return Err(Error::bad(
+                "--bf16",
+                format!("{} computes nothing in bfloat16 here", self.ep.name()),
+                "Use --fp16, or --ep cuda.",
+            ));
+        }
         runtime::init(&RuntimeOptions::default())?;
         let folder = ModelFolder::open(&self.model)?;
         let options = BenchOptions {

@@ -281,7 +281,7 @@ fn refusal(report: &Report) -> String {
         .filter(|level| level.recompute >= report.from);
     if let Some(least) = allowed.min_by_key(|level| level.memory.total()) {
         let (enough, level) = (least.memory.budget(), least.recompute);
-        refused += &format!("; {enough} is enough, with recompute: {level}");
+        refused += &format!("; {enough} is enough, with recompute: {level} and some 5 % to spare");
     }
     refused
 }

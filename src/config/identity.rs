@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::Config;
 use super::optimizer::LrScheduleKind;
+use super::runtime::MixedPrecision;
 
 /// Keys that do not change the trained weights, except by rounding (`accumulate`, `runtime`) or in a run that
 /// diverges (`guard`). The contents behind the two paths have hashes of their own; what the preset sets stands in
@@ -77,10 +78,18 @@ impl ConfigIdentity {
     }
 
     pub(super) fn of_report(config: &Config) -> Self {
-        Self::without(
+        let mut identity = Self::without(
             config,
             WITHOUT_EFFECT.iter().filter(|path| !REPORTED.contains(path)),
-        )
+        );
+        // More than rounding; left out where there is none, so that results of before stay what they are.
+        let precision = config.runtime.mixed_precision;
+        if precision != MixedPrecision::No
+            && let Some(sections) = identity.0.as_object_mut()
+        {
+            sections.insert("runtime.mixed_precision".into(), precision.name().into());
+        }
+        identity
     }
 
     fn without<'a>(config: &Config, paths: impl Iterator<Item = &'a &'a str>) -> Self {

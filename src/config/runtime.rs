@@ -31,7 +31,7 @@ pub struct RuntimeConfig {
     /// overflows.
     pub vae_fp32: bool,
     /// How much of the host's memory the process may take, such as `12GiB`: `recompute` goes as far as that needs, and no run
-    /// begins, nor encodes pictures on the CPU, that would take more, with some 5 % to spare. A device's memory is not meant.
+    /// begins that would take more, with some 5 % to spare, nor are pictures encoded on the CPU. A device's memory is not meant.
     /// `ortdpo plan` shows what it would take.
     pub memory_budget: Option<ByteSize>,
 }

@@ -10,7 +10,9 @@ use crate::yaml::Schema;
 /// What the loader checks a resolved configuration against.
 pub static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
     Schema::of::<Config>(|path| {
-        format!("Write it in the configuration file (--config FILE), or give --set {path}=VALUE.")
+        format!(
+            "Write it in a configuration file (`ortdpo train --config FILE`), or give --set {path}=VALUE."
+        )
     })
 });
 

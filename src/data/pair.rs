@@ -183,19 +183,22 @@ pub trait PairSource: Sync {
     fn files(&self) -> Vec<&Path>;
 }
 
-/// What there is to say of a data set of which files are missing, by the names of the others.
+/// What there is to say of a data set of which files are missing, by the names of the others. A file that was named by itself is whole.
 pub fn note_on_files(source: &dyn PairSource) -> Option<String> {
-    let files = source.files();
-    let missing = shards::missing(files.iter().copied());
-    let first = missing.first()?;
-    let more = match missing.len() - 1 {
-        0 => String::new(),
-        more => format!(" and {more} more"),
+    let place = source.place();
+    if Path::new(&place).is_file() {
+        return None;
+    }
+    let gaps = shards::gaps(source.files().into_iter());
+    let first = gaps.first()?;
+    let missing: usize = gaps.iter().map(|gap| gap.missing).sum();
+    let count: usize = gaps.iter().map(|gap| gap.count).sum();
+    let others = match missing {
+        1 => "is missing".to_owned(),
+        _ => format!("and {} more are missing", missing - 1),
     };
     Some(format!(
-        "{}: by the names of the {} files that are there, {} is missing{more}; what is there is read",
-        source.place(),
-        files.len(),
-        first.file_name().unwrap_or_default().to_string_lossy(),
+        "{place}: {} {others}, of {count} files by their names; what is there is read",
+        first.first
     ))
 }

@@ -41,54 +41,83 @@ pub(super) fn find(folder: &Path, split: &str, extensions: &[&str]) -> Result<Ve
     ))
 }
 
-/// Files that names such as `train-00003-of-00014.parquet` say there are, beside those given, in the order of their names.
-pub(super) fn missing<'a>(files: impl Iterator<Item = &'a Path>) -> Vec<PathBuf> {
-    let mut sets: BTreeMap<Numbered, BTreeSet<usize>> = BTreeMap::new();
-    for (set, number) in files.filter_map(numbered) {
-        sets.entry(set).or_default().insert(number);
+/// What is missing of a set of files, by the names of those that are there.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Gap {
+    /// The first that is missing; what follows the count, such as a fingerprint, is not known and is `*` where files differ in it.
+    pub first: String,
+    /// How many are missing.
+    pub missing: usize,
+    /// How many there should be.
+    pub count: usize,
+}
+
+/// Sets of files such as `train-00003-of-00014.parquet` that are not whole. Numbers begin with 0 or 1.
+pub(super) fn gaps<'a>(files: impl Iterator<Item = &'a Path>) -> Vec<Gap> {
+    let mut sets: BTreeMap<Set, Found> = BTreeMap::new();
+    for file in files {
+        if let Some((set, number, behind)) = numbered(file) {
+            let found = sets.entry(set).or_default();
+            found.numbers.insert(number.parse().unwrap_or(usize::MAX));
+            let shorter = found.digits.is_none_or(|digits| number.len() < digits);
+            found.digits = if shorter { Some(number.len()) } else { found.digits };
+            found.behind.insert(behind);
+        }
     }
-    let gaps = sets.iter().flat_map(|(set, there)| {
-        let absent = (0..set.count).filter(|number| !there.contains(number));
-        absent.map(|number| set.file(number))
-    });
-    gaps.collect()
+    sets.iter().filter_map(|(set, found)| set.gap(found)).collect()
 }
 
 /// Files that are one set by their names.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Numbered {
+struct Set {
     folder: PathBuf,
-    /// What stands before the number, and behind the count.
-    around: [String; 2],
-    /// Digits of the number and of the count.
-    digits: [usize; 2],
-    count: usize,
+    before: String,
+    count: String,
 }
 
-impl Numbered {
-    fn file(&self, number: usize) -> PathBuf {
-        let ([before, behind], [wide, wide_count]) = (&self.around, self.digits);
-        let count = self.count;
-        self.folder
-            .join(format!("{before}{number:0wide$}-of-{count:0wide_count$}{behind}"))
+#[derive(Default)]
+struct Found {
+    numbers: BTreeSet<usize>,
+    /// Of the shortest number.
+    digits: Option<usize>,
+    behind: BTreeSet<String>,
+}
+
+impl Set {
+    fn gap(&self, found: &Found) -> Option<Gap> {
+        let count: usize = self.count.parse().ok()?;
+        let from = usize::from(!found.numbers.contains(&0) && found.numbers.contains(&count));
+        let there = found.numbers.range(from..from + count).count();
+        if there >= count {
+            return None;
+        }
+        let number = (from..).find(|number| !found.numbers.contains(number))?;
+        let behind = match found.behind.iter().collect::<Vec<_>>()[..] {
+            [one] => one,
+            _ => "*",
+        };
+        let (before, digits, written) = (&self.before, found.digits.unwrap_or(0), &self.count);
+        Some(Gap {
+            first: format!("{before}{number:0digits$}-of-{written}{behind}"),
+            missing: count - there,
+            count,
+        })
     }
 }
 
-/// The set that a file belongs to, and its number in it, counted from 0. Sets of absurd counts are none.
-fn numbered(file: &Path) -> Option<(Numbered, usize)> {
-    const MOST: usize = 100_000;
-    let (before, behind) = file.file_name()?.to_str()?.split_once("-of-")?;
-    let end = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
-    let (count, ending) = behind.split_at(end(behind));
-    let start = before.rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
-    let (name, number) = before.split_at(start);
-    let set = Numbered {
+/// The set that a file belongs to, its number in it, and what stands behind the count.
+fn numbered(file: &Path) -> Option<(Set, &str, String)> {
+    let (before, behind) = file.file_name()?.to_str()?.rsplit_once("-of-")?;
+    let name = before.trim_end_matches(|c: char| c.is_ascii_digit());
+    let ending = behind.trim_start_matches(|c: char| c.is_ascii_digit());
+    let (number, count) = (&before[name.len()..], &behind[..behind.len() - ending.len()]);
+    let set = Set {
         folder: file.parent()?.to_path_buf(),
-        around: [name.to_owned(), ending.to_owned()],
-        digits: [number.len(), count.len()],
-        count: count.parse().ok().filter(|count| *count <= MOST)?,
+        before: name.to_owned(),
+        count: count.to_owned(),
     };
-    Some((set, number.parse().ok()?))
+    let is_number = !number.is_empty() && count.parse::<usize>().is_ok_and(|count| count > 0);
+    is_number.then(|| (set, number, ending.to_owned()))
 }
 
 /// Names of the splits in a folder, sorted; of a single file none.
@@ -198,29 +227,75 @@ pub(super) fn stamp<'a>(salt: &str, files: impl Iterator<Item = &'a Path>) -> Re
 mod tests {
     use super::*;
 
+    /// The first file that is missing of each set, and how many are.
+    fn absent(names: &[&str]) -> Vec<(String, usize)> {
+        let files: Vec<PathBuf> = names.iter().map(|name| Path::new("set").join(name)).collect();
+        let gaps = gaps(files.iter().map(PathBuf::as_path));
+        gaps.into_iter().map(|gap| (gap.first, gap.missing)).collect()
+    }
+
     #[test]
     fn names_tell_which_files_are_missing() {
-        let absent = |names: &[&str]| -> Vec<String> {
-            let files: Vec<PathBuf> = names.iter().map(|name| Path::new("set").join(name)).collect();
-            let missing = missing(files.iter().map(PathBuf::as_path));
-            missing.iter().map(|path| path.display().to_string()).collect()
-        };
-        let whole = [
-            "train-00000-of-00002-8aa1.parquet",
-            "train-00001-of-00002-8aa1.parquet",
+        let whole = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"];
+        assert_eq!(absent(&whole), []);
+        assert_eq!(absent(&whole[1..]), [("train-00000-of-00002.parquet".into(), 1)]);
+        let several = ["test-0001-of-3.tar", "train-00000-of-00002.parquet"];
+        let found = [
+            ("test-0000-of-3.tar".into(), 2),
+            ("train-00001-of-00002.parquet".into(), 1),
         ];
-        assert!(absent(&whole).is_empty());
-        assert_eq!(absent(&whole[1..]), ["set/train-00000-of-00002-8aa1.parquet"]);
-        let others = [
-            "test-0001-of-3.tar",
+        assert_eq!(absent(&several), found);
+        assert_eq!(
+            absent(&["x-0-of-99999999999.tar"]),
+            [("x-1-of-99999999999.tar".into(), 99_999_999_998)]
+        );
+    }
+
+    /// As `push_to_hub` wrote Pick-a-Pic: every file with a fingerprint of its own.
+    #[test]
+    fn fingerprints_do_not_part_a_set() {
+        let whole = [
+            "train-00000-of-00003-b66a.parquet",
+            "train-00001-of-00003-c7b3.parquet",
+            "train-00002-of-00003-e4f5.parquet",
+        ];
+        assert_eq!(absent(&whole), []);
+        assert_eq!(
+            absent(&[whole[0], whole[2]]),
+            [("train-00001-of-00003*".into(), 1)]
+        );
+    }
+
+    #[test]
+    fn sets_may_begin_with_one_and_numbers_need_no_zeros() {
+        assert_eq!(absent(&["p-1-of-2", "p-2-of-2"]), []);
+        let many: Vec<String> = (1..=12).map(|number| format!("p-{number}-of-12")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(absent(&many), []);
+        assert_eq!(
+            absent(&many[..11]),
+            [("p-0-of-12".into(), 1)],
+            "it may have begun with 0"
+        );
+    }
+
+    #[test]
+    fn other_names_say_nothing() {
+        let names = [
             "pairs.parquet",
             "one-of-us.parquet",
             "train-x-of-9.parquet",
+            "画像-of-2",
+            "café-of-the-day.jsonl",
+            "-of-",
+            "a-1-of-0",
         ];
+        assert_eq!(absent(&names), []);
+        let twice = ["a-of-b-00000-of-00002.parquet"];
+        assert_eq!(absent(&twice), [("a-of-b-00001-of-00002.parquet".into(), 1)]);
         assert_eq!(
-            absent(&others),
-            ["set/test-0000-of-3.tar", "set/test-0002-of-3.tar"]
+            absent(&["画像00000-of-00002.parquet"]),
+            [("画像00001-of-00002.parquet".into(), 1)]
         );
-        assert!(absent(&["train-00000-of-99999999.parquet"]).is_empty());
     }
 }

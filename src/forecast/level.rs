@@ -142,7 +142,7 @@ pub fn fitting(plan: &TrainPlan, options: &EngineOptions, budget: ByteSize) -> R
     Err(Error::bad(
         "runtime.memory_budget",
         format!(
-            "is {budget}, but the run takes {enough} at least{sizes} (recompute: {})",
+            "is {budget}, but the run takes {enough} at least{sizes} (recompute: {}), some 5 % to spare included",
             least.recompute
         ),
         format!(

@@ -184,6 +184,7 @@ fn filled(dtype: DType, shape: &[usize]) -> Tensor {
     match dtype {
         DType::F32 => Tensor::f32(shape, vec![1.0; len]),
         DType::I64 => Tensor::i64(shape, vec![1; len]),
+        DType::Bool => Tensor::Bool(ndarray::ArrayD::from_elem(shape, true)),
         other => {
             let values = ndarray::ArrayD::from_elem(shape, 1.0);
             Tensor::from_floats("calibration", values.clone(), other).unwrap_or_else(|_| {

@@ -7,18 +7,28 @@ use super::graph::{Graph, Node, ValueId};
 use super::view::View;
 use crate::Result;
 
-/// `graph` with a `LayerNormalization` of fixed shapes in every one's place.
+/// `graph` with a `LayerNormalization` of fixed shapes in every one's place. For graphs that are run as they are: factors of one and
+/// terms of zero are left out.
 ///
 /// # Errors
 /// None that a caller can cause.
-pub fn expand_group_norms(mut graph: Graph) -> Result<Graph> {
+pub fn expand_group_norms(graph: Graph) -> Result<Graph> {
     let opset = graph.opset;
     let is_expanded = |node: &Node| match node.op.as_str() {
         "GroupNormalization" => true,
         "InstanceNormalization" => opset >= 22,
         _ => false,
     };
-    if !graph.nodes.iter().any(is_expanded) {
+    expand_all(graph, is_expanded, false)
+}
+
+/// `graph` without `GroupNormalization`, with all its parameters.
+pub(super) fn expand_keeping_parameters(graph: Graph) -> Result<Graph> {
+    expand_all(graph, |node| node.op == "GroupNormalization", true)
+}
+
+fn expand_all(mut graph: Graph, is_expanded: impl Fn(&Node) -> bool, keeps_all: bool) -> Result<Graph> {
+    if !graph.nodes.iter().any(&is_expanded) {
         return Ok(graph);
     }
     // Nodes are put back one by one; none may be taken for one that is yet to come.
@@ -26,7 +36,7 @@ pub fn expand_group_norms(mut graph: Graph) -> Result<Graph> {
     for node in std::mem::take(&mut graph.nodes) {
         match (is_expanded(&node), &node.inputs[..], &node.outputs[..]) {
             (true, [Some(x), Some(scale), Some(bias)], [Some(_)]) => {
-                expand(&mut graph, &node, *x, *scale, *bias)?;
+                expand(&mut graph, &node, [*x, *scale, *bias], keeps_all)?;
                 let last = graph.nodes.last_mut().expect("nodes were made");
                 last.outputs.clone_from(&node.outputs);
             }
@@ -38,7 +48,7 @@ pub fn expand_group_norms(mut graph: Graph) -> Result<Graph> {
 }
 
 /// The last node that it adds makes the result.
-fn expand(graph: &mut Graph, node: &Node, x: ValueId, scale: ValueId, bias: ValueId) -> Result<()> {
+fn expand(graph: &mut Graph, node: &Node, [x, scale, bias]: [ValueId; 3], keeps_all: bool) -> Result<()> {
     let view = View::new(graph, node);
     let epsilon = view.float("epsilon", 1e-5);
     let shape = graph.shape(x).to_vec();
@@ -61,11 +71,11 @@ fn expand(graph: &mut Graph, node: &Node, x: ValueId, scale: ValueId, bias: Valu
         let numbers = graph.constant_floats(v);
         numbers.is_some_and(|numbers| numbers.iter().all(|n| *n == number))
     };
-    if !holds_only(graph, scale, 1.0) {
+    if keeps_all || !holds_only(graph, scale, 1.0) {
         let scale = graph.reshape(scale, &[1, scales, 1])?;
         moved = graph.mul(moved, scale)?;
     }
-    if !holds_only(graph, bias, 0.0) {
+    if keeps_all || !holds_only(graph, bias, 0.0) {
         let bias = graph.reshape(bias, &[1, scales, 1])?;
         moved = graph.add(moved, bias)?;
     }

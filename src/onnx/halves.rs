@@ -23,8 +23,17 @@ pub fn compute_in(mut graph: Graph, dtype: DType) -> Result<Graph> {
             value.ty.dtype = dtype;
         }
     }
-    let half_constants = graph.constants.values_mut().chain(graph.folded.values_mut());
-    half_constants.for_each(|constant| convert_small(constant, dtype));
+    let parameters = &graph.parameters;
+    for (v, constant) in &mut graph.constants {
+        // Weights that may be trained begin with all their digits.
+        if !parameters.contains(v) || keeps_all(constant, dtype) {
+            convert_small(constant, dtype);
+        }
+    }
+    graph
+        .folded
+        .values_mut()
+        .for_each(|constant| convert_small(constant, dtype));
     for node in &mut graph.nodes {
         for (name, attr) in &mut node.attrs.0 {
             match attr {
@@ -45,6 +54,38 @@ pub fn compute_in(mut graph: Graph, dtype: DType) -> Result<Graph> {
     Ok(graph)
 }
 
+/// Makes an input of half precision one of single precision, with all that is the same numbers in other shapes, where nothing but
+/// casts reads them: bfloat16 has no 999, and exports in f16 take timesteps in f16.
+pub fn keep_single(graph: &mut Graph, input: &str) {
+    let Some(input) = graph.inputs.iter().copied().find(|v| graph.name(*v) == input) else {
+        return;
+    };
+    let mut same = vec![input];
+    for node in &graph.nodes {
+        let moves = [
+            "Expand",
+            "Flatten",
+            "Identity",
+            "Reshape",
+            "Squeeze",
+            "Tile",
+            "Unsqueeze",
+        ];
+        match node.input(0).filter(|v| same.contains(v)) {
+            Some(_) if moves.contains(&node.op.as_str()) => same.extend(node.output(0)),
+            Some(_) if node.op == "Cast" => {}
+            None if !node.inputs.iter().flatten().any(|v| same.contains(v)) => {}
+            _ => return,
+        }
+    }
+    for v in same {
+        if graph.dtype(v).is_half() {
+            graph.values[v.0 as usize].ty.dtype = DType::F32;
+        }
+    }
+    graph.known.clear();
+}
+
 /// Larger constants are weights, wherever they are.
 const SMALL: usize = 1024;
 
@@ -58,6 +99,15 @@ fn convert_small(constant: &mut Constant, dtype: DType) {
     {
         *constant = Constant::floats(dtype, &constant.shape.clone(), &values);
     }
+}
+
+/// Whether the numbers of a small constant are numbers of `dtype`, too; those of a single number are taken for such.
+fn keeps_all(constant: &Constant, dtype: DType) -> bool {
+    let exact = |values: Vec<f64>| {
+        let rounded = Constant::floats(dtype, &constant.shape, &values).to_floats();
+        rounded.is_some_and(|rounded| rounded == values)
+    };
+    constant.len() <= 1 || constant.len() <= SMALL && constant.to_floats().is_some_and(exact)
 }
 
 /// Whether some weight is stored in half precision and used in another.
@@ -214,6 +264,45 @@ mod tests {
             stored.contains(&DType::F16) && stored.contains(&DType::F32),
             "{stored:?}"
         );
+    }
+
+    #[test]
+    fn timesteps_keep_their_digits_where_only_casts_read_them() {
+        let timesteps = |reads: &str| {
+            let mut g = Graph::new("time", 20);
+            let t = g.add_input("timestep", TensorType::new(DType::F16, [2]));
+            let column = g.reshape(t, &[2, 1]).unwrap();
+            let wide = match reads {
+                "Cast" => g.cast(column, DType::F32).unwrap(),
+                other => g.op(other, &[column], Attrs::new()).unwrap(),
+            };
+            let y = g.as_output(wide, "y").unwrap();
+            g.outputs.push(y);
+            let mut g = compute_in(g, DType::BF16).unwrap();
+            keep_single(&mut g, "timestep");
+            validate(&g).unwrap();
+            g.dtype(t)
+        };
+        assert_eq!(timesteps("Cast"), DType::F32);
+        assert_eq!(timesteps("Neg"), DType::BF16);
+    }
+
+    #[test]
+    fn parameters_keep_what_they_are_stored_as_and_other_small_numbers_do_not() {
+        let mut g = half();
+        let x = g.inputs[0];
+        let inexact = Constant::floats(DType::F16, &[3], &[1.001, 2.0, 3.0]);
+        let bias = g.add_constant("bias", inexact.clone());
+        let ones = g.add_constant("ones", Constant::floats(DType::F16, &[3], &[1.0; 3]));
+        let other = g.add_constant("other", inexact);
+        g.parameters.extend([bias, ones]);
+        let sum = g.add(x, bias).unwrap();
+        let sum = g.add(sum, other).unwrap();
+        let product = g.mul(sum, ones).unwrap();
+        g.outputs.push(product);
+        let g = compute_in(g, DType::BF16).unwrap();
+        let stored = [bias, ones, other].map(|v| g.constants[&v].dtype);
+        assert_eq!(stored, [DType::F16, DType::BF16, DType::BF16]);
     }
 
     #[test]

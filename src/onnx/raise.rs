@@ -2,7 +2,7 @@
 
 use super::attr::Attr;
 use super::graph::{Graph, ir_version_for};
-use super::groups::expand_group_norms;
+use super::groups::expand_keeping_parameters;
 use super::view::View;
 use crate::Result;
 
@@ -16,7 +16,7 @@ pub fn raise(graph: Graph, opset: i64) -> Result<Graph> {
         return Ok(graph);
     }
     // Scales of `GroupNormalization` were one per group before opset 21.
-    let mut graph = expand_group_norms(graph)?;
+    let mut graph = expand_keeping_parameters(graph)?;
     graph.opset = opset;
     graph.ir_version = graph.ir_version.max(ir_version_for(opset));
     graph.forget_equal_nodes();
@@ -40,7 +40,8 @@ pub fn raise(graph: Graph, opset: i64) -> Result<Graph> {
         }
         graph.nodes.push(node);
     }
-    expand_group_norms(graph)
+    graph.forget_equal_nodes();
+    Ok(graph)
 }
 
 #[cfg(test)]

@@ -136,7 +136,7 @@ fn other_size(model: &Model, [height, width]: [usize; 2], [h, w]: [usize; 2]) ->
         model.path.display().to_string(),
         format!("was exported for latents of {height}×{width} alone, and {h}×{w} are asked for"),
         "Give pictures of the size that belongs to them (data.resolution, for Stable Diffusion eight times as many \
-         pixels; --height and --width, or --latent, elsewhere), or export the model with open sizes.",
+         pixels, and without data.buckets; --height and --width, or --latent, elsewhere), or export the model with open sizes.",
     )
 }
 

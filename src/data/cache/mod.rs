@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::{ArrayD, ArrayViewD};
 use rayon::prelude::*;
@@ -35,10 +36,11 @@ pub use record::Key;
 /// Size at which the next shard is begun.
 const SHARD_BYTES: u64 = 1 << 30;
 
+/// Shards whose files are open at a time: a cache may have more of them than a process may have files.
+const OPEN_FILES: usize = 32;
+
 #[derive(Debug)]
 struct Shard {
-    /// Read by position, not mapped: a file that somebody cuts off is then a damaged entry, not the end of the process.
-    data: File,
     /// Where the last payload ends that any record refers to, replaced and forgotten ones included.
     end: u64,
 }
@@ -49,6 +51,9 @@ pub struct Store {
     folder: PathBuf,
     index: Index,
     shards: BTreeMap<u32, Shard>,
+    /// The files read last, the latest first. They are read by position, not mapped: one that somebody cuts off is a damaged
+    /// entry then, not the end of the process.
+    open: Mutex<Vec<(u32, Arc<File>)>>,
 }
 
 impl Store {
@@ -62,6 +67,7 @@ impl Store {
             folder,
             index: Index::default(),
             shards: BTreeMap::new(),
+            open: Mutex::default(),
         };
         store.refresh()?;
         Ok(store)
@@ -72,17 +78,20 @@ impl Store {
         let mut found = Vec::new();
         self.index = Index::default();
         self.shards.clear();
+        self.open
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
         for shard in self.numbers()? {
             let (data, index) = (self.data_path(shard), self.index_path(shard));
-            let file = File::open(&data).map_err(Error::io(&data, "open"))?;
-            let len = file.metadata().map_err(Error::io(&data, "look at"))?.len();
+            let len = fs::metadata(&data).map_err(Error::io(&data, "look at"))?.len();
             let bytes = fs::read(&index).map_err(Error::io(&index, "read"))?;
             let mut end = 0;
             for record in record::read_all(&bytes).filter(|record| record.end() <= len) {
                 found.extend(Location::of(shard, &record).map(|location| (record.key, location)));
                 end = record.end().max(end);
             }
-            self.shards.insert(shard, Shard { data: file, end });
+            self.shards.insert(shard, Shard { end });
         }
         self.index = Index::of(found);
         Ok(())
@@ -148,12 +157,24 @@ impl Store {
             .map_or_else(|| self.folder.clone(), |location| self.data_path(location.shard))
     }
 
+    /// A shard's file, if it can be opened.
+    fn file(&self, shard: u32) -> Option<Arc<File>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let (number, file) = match open.iter().position(|(number, _)| *number == shard) {
+            Some(at) => open.remove(at),
+            None => (shard, Arc::new(File::open(self.data_path(shard)).ok()?)),
+        };
+        open.truncate(OPEN_FILES - 1);
+        open.insert(0, (number, file.clone()));
+        Some(file)
+    }
+
     fn bytes(&self, key: Key) -> Option<Vec<u8>> {
         let location = self.index.get(key)?;
-        let file = &self.shards.get(&location.shard)?.data;
+        let file = self.file(location.shard)?;
         let range = location.range();
         let mut bytes = vec![0; range.end - range.start];
-        fsutil::read_exact_at(file, &mut bytes, range.start as u64).ok()?;
+        fsutil::read_exact_at(&file, &mut bytes, range.start as u64).ok()?;
         (crc32c::crc32c(&bytes) == location.checksum).then_some(bytes)
     }
 

@@ -46,7 +46,20 @@ fn entries_come_back_over_several_shards_and_sessions() {
     let store = Store::open(dir.path().join("new/folder")).unwrap();
     assert_eq!((store.len(), sound(&store, 0..23)), (23, 23));
     assert!(store.shards.len() > 3, "1000-byte shards hold few entries");
+    assert_eq!(store.open.lock().unwrap().len(), store.shards.len());
     assert!(store.read(key(23)).is_none());
+}
+
+#[test]
+fn few_files_are_open_however_many_shards_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(dir.path()).unwrap();
+    fill(&mut store, 0..200);
+    assert!(store.shards.len() > OPEN_FILES);
+    assert_eq!(sound(&store, 0..200), 200);
+    assert_eq!(store.open.lock().unwrap().len(), OPEN_FILES);
+    assert_eq!(sound(&store, 0..1), 1);
+    assert_eq!(store.open.lock().unwrap()[0].0, 0, "the latest comes first");
 }
 
 #[test]

@@ -5,8 +5,8 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 
-use common::fixtures;
 use common::train::{Workspace, copy, files, json, metrics, paragraph, refused};
+use common::{fixtures, ortdpo, stderr, stdout};
 
 /// A pipeline whose denoiser is stored in half precision, and how a run names it.
 fn half_pipeline(workspace: &Workspace) -> String {
@@ -59,6 +59,18 @@ fn bfloat16_needs_no_scale() {
         );
         assert!(step["loss_scale"].is_null() && step["skipped"] != true, "{step}");
     }
+    // Its operators can be measured, too.
+    let config = run.join("config.yaml").display().to_string();
+    let plan = ortdpo(&workspace.path(""))
+        .args(["plan", &config, "--calibrate", "60", "--format", "json"])
+        .output()
+        .unwrap();
+    assert!(plan.status.success(), "{}", stderr(&plan));
+    let plan: serde_json::Value = serde_json::from_str(&stdout(&plan)).unwrap();
+    assert!(
+        plan["levels"][0]["time"]["seconds"].as_f64() > Some(0.0),
+        "{plan}"
+    );
 }
 
 #[test]

@@ -102,6 +102,8 @@ impl Graph {
             .map(|k| node.output(k).map(|_| format!("y{k}")))
             .collect();
         let names: Vec<Option<&str>> = names.iter().map(Option::as_deref).collect();
+        // Those of the other graph mean nothing here.
+        copy.outputs.clear();
         let made = graph.add_node(copy, &names)?;
         graph.outputs = made.into_iter().flatten().collect();
         Ok(graph)

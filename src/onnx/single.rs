@@ -1,6 +1,6 @@
 //! A model in half precision as one that computes in single precision, its dimensions left open.
 //!
-//! Where a graph is static, [`halves`](super::halves) does this without wide copies of the weights. Here every stored weight
+//! Where a graph is static, [`halves`](super::rewrite::halves) does this without wide copies of the weights. Here every stored weight
 //! `w` becomes `w.stored`, read by a `Cast` that gives `w`: nothing that uses it changes. A runtime folds those casts.
 
 use std::collections::HashSet;

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::graph::{Graph, Node, ValueId};
+use crate::onnx::graph::{Graph, Node, ValueId};
 
 /// Hands on the other operand of every `x · 1` and `x / 1` whose result has the shape of `x` and is no output of the graph. For graphs
 /// that are run as they are: a one that is a parameter would not be trained afterwards.

@@ -1,10 +1,10 @@
 //! The same graph in a newer operator set: ONNX knows some types only there, as bfloat16 of convolutions from opset 22 on.
 
-use super::attr::Attr;
-use super::graph::{Graph, ir_version_for};
 use super::groups::expand_keeping_parameters;
-use super::view::View;
 use crate::Result;
+use crate::onnx::attr::Attr;
+use crate::onnx::graph::{Graph, ir_version_for};
+use crate::onnx::view::View;
 
 /// `graph` in `opset`, or as it is where its own is as new. Graphs of opset 13 and above, in which sizes are fixed.
 ///

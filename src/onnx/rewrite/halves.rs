@@ -7,10 +7,10 @@
 
 use std::collections::HashMap;
 
-use super::attr::Attr;
-use super::data::{Constant, TensorData};
-use super::graph::{Graph, Node, ValueId};
 use crate::Result;
+use crate::onnx::attr::Attr;
+use crate::onnx::data::{Constant, TensorData};
+use crate::onnx::graph::{Graph, Node, ValueId};
 use crate::tensor::DType;
 
 /// Makes every value of half precision one of `dtype`. Weights in other files keep their bytes.
@@ -38,10 +38,10 @@ pub fn compute_in(mut graph: Graph, dtype: DType) -> Result<Graph> {
         for (name, attr) in &mut node.attrs.0 {
             match attr {
                 Attr::Int(to) if node.op == "Cast" && name == "to" => {
-                    if let Ok(to_half) = super::data::dtype_from_onnx(*to as i32, "Cast")
+                    if let Ok(to_half) = crate::onnx::data::dtype_from_onnx(*to as i32, "Cast")
                         && to_half.is_half()
                     {
-                        *to = super::data::dtype_to_onnx(dtype).into();
+                        *to = crate::onnx::data::dtype_to_onnx(dtype).into();
                     }
                 }
                 Attr::Tensor(constant) => convert_small(constant, dtype),

@@ -2,10 +2,10 @@
 //! own definition, which stands in, works out shapes while it runs, on the CPU. `InstanceNormalization`, in which a channel is a group,
 //! CUDA has up to opset 21 only.
 
-use super::attr::Attrs;
-use super::graph::{Graph, Node, ValueId};
-use super::view::View;
 use crate::Result;
+use crate::onnx::attr::Attrs;
+use crate::onnx::graph::{Graph, Node, ValueId};
+use crate::onnx::view::View;
 
 /// `graph` with a `LayerNormalization` of fixed shapes in every one's place. For graphs that are run as they are: factors of one and
 /// terms of zero are left out.

@@ -1,7 +1,7 @@
 //! Single precision around operators that a provider does not have in the precision of a graph.
 
-use super::graph::{Graph, Node};
 use crate::Result;
+use crate::onnx::graph::{Graph, Node};
 use crate::tensor::DType;
 
 /// Puts casts around every node of `graph` that `is_known` does not say is known in `dtype`: it reads and makes f32 instead, and

@@ -214,6 +214,32 @@ fn pictures_of_another_size_than_an_export_takes_are_refused_with_the_keys_name(
 }
 
 #[test]
+fn sizes_that_an_export_does_not_take_are_refused_before_anything_is_encoded() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("run").display().to_string();
+    let cache = format!("data.cache={}", folder.path().join("cache").display());
+    let set = [
+        "--set",
+        "data.buckets={}",
+        "--set",
+        &cache,
+        "--quiet",
+        "--output",
+        &output,
+    ];
+    let text = refused(&run(
+        "train",
+        &[&["--config", "examples/diffusion-dpo.yaml"], &set[..]].concat(),
+    ));
+    assert!(
+        text.contains("data.buckets: asks for images of several sizes")
+            && text.contains("latents of 16×16 alone"),
+        "{text}"
+    );
+    assert!(!folder.path().join("cache").exists(), "nothing was encoded");
+}
+
+#[test]
 fn a_budget_that_cannot_be_met_is_refused_with_the_nearest_that_can() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("run");

@@ -9,10 +9,10 @@ use super::graphs::EngineGraphs;
 use super::model::Model;
 use super::{initial, on_device, prepare};
 use crate::config::TrainPlan;
-use crate::onnx::Graph;
+use crate::onnx::{Dim, Graph};
 use crate::pipeline::geometry;
 use crate::runtime::{self, ExecutionProvider};
-use crate::{Result, forecast};
+use crate::{Error, Result, forecast};
 
 /// Looks at what can be known of the run of `plan` without its data.
 ///
@@ -23,6 +23,7 @@ pub fn check(plan: &TrainPlan, model: &Model) -> Result<()> {
     if plan.runtime.ep != ExecutionProvider::Cpu {
         runtime::require(plan.runtime.ep)?;
     }
+    check_buckets(plan, model)?;
     let gradients_on_device = on_device::wanted(plan, 1)?;
     let side = plan.data.resolution as usize / geometry::pixels_per_latent(&model.folder);
     // Files that declare no shapes are no obstacle: the encoders will tell them.
@@ -40,5 +41,25 @@ pub fn check(plan: &TrainPlan, model: &Model) -> Result<()> {
             let choose = |graph: &Graph| initial::trainables(&plan.adapter, graph);
             EngineGraphs::derive(&options, plan.trains_all_weights(), choose).map(drop)
         }
+    }
+}
+
+/// Images of several sizes need a denoiser whose sizes are open.
+fn check_buckets(plan: &TrainPlan, model: &Model) -> Result<()> {
+    if plan.data.buckets.is_none() {
+        return Ok(());
+    }
+    let inputs = model.denoiser.inputs()?;
+    let sample = inputs.iter().find(|input| input.name == "sample");
+    match sample.and_then(|input| input.dims.as_deref()) {
+        Some([_, _, Dim::Fixed(height), Dim::Fixed(width)]) => Err(Error::bad(
+            "data.buckets",
+            format!(
+                "asks for images of several sizes, but {} was exported for latents of {height}×{width} alone",
+                model.denoiser.path.display()
+            ),
+            "Leave data.buckets out, or export the model with open sizes.",
+        )),
+        _ => Ok(()),
     }
 }

@@ -31,8 +31,8 @@ pub struct RuntimeConfig {
     /// overflows.
     pub vae_fp32: bool,
     /// How much of the host's memory the process may take, such as `12GiB`: `recompute` goes as far as that needs, and no run
-    /// begins that would take more, with some 5 % to spare, nor are pictures encoded on the CPU. A device's memory is not meant.
-    /// `ortdpo plan` shows what it would take.
+    /// begins that would take more, with some 5 % to spare; nor does the CPU encode pictures in more. A device's memory is not
+    /// meant. `ortdpo plan` shows what it would take.
     pub memory_budget: Option<ByteSize>,
 }
 

@@ -191,8 +191,10 @@ pub fn note_on_files(source: &dyn PairSource) -> Option<String> {
     }
     let gaps = shards::gaps(source.files().into_iter());
     let first = gaps.first()?;
-    let missing: usize = gaps.iter().map(|gap| gap.missing).sum();
-    let count: usize = gaps.iter().map(|gap| gap.count).sum();
+    let missing = gaps
+        .iter()
+        .fold(0usize, |sum, gap| sum.saturating_add(gap.missing));
+    let count = gaps.iter().fold(0usize, |sum, gap| sum.saturating_add(gap.count));
     let others = match missing {
         1 => "is missing".to_owned(),
         _ => format!("and {} more are missing", missing - 1),

@@ -87,7 +87,7 @@ impl Set {
     fn gap(&self, found: &Found) -> Option<Gap> {
         let count: usize = self.count.parse().ok()?;
         let from = usize::from(!found.numbers.contains(&0) && found.numbers.contains(&count));
-        let there = found.numbers.range(from..from + count).count();
+        let there = found.numbers.range(from..from.saturating_add(count)).count();
         if there >= count {
             return None;
         }

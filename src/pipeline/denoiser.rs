@@ -8,7 +8,7 @@ use ndarray::{ArrayD, IxDyn};
 use super::micro::{TIME_IDS, TimeIds};
 use super::network::{map_weights, session_over};
 use super::weight_copies::{self, WeightCopies};
-use crate::onnx::{Dim, Dims, Graph, Model, SpecializeOptions, specialize};
+use crate::onnx::{Dim, Dims, Graph, InputInfo, Model, SpecializeOptions, specialize};
 use crate::runtime::{Session, SessionOptions, TensorView};
 use crate::tensor::{DType, Tensor};
 use crate::traingraph::{attention, timestep};
@@ -95,10 +95,10 @@ pub fn load(model: &Model, geometry: &Geometry, split_shared: bool) -> Result<Gr
         let shape = match input.name.as_str() {
             "sample" => {
                 let [c, h, w] = geometry.latent;
-                if let Some([_, _, Dim::Fixed(height), Dim::Fixed(width)]) = declared
-                    && [*height, *width] != [h, w]
+                if let Some(fixed) = fixed_size(&input)
+                    && fixed != [h, w]
                 {
-                    return Err(other_size(model, [*height, *width], [h, w]));
+                    return Err(other_size(model, fixed, [h, w]));
                 }
                 vec![geometry.samples, c, h, w]
             }
@@ -130,7 +130,26 @@ pub fn load(model: &Model, geometry: &Geometry, split_shared: bool) -> Result<Gr
     timestep::per_sample(graph, geometry.samples)
 }
 
-/// Where an export fixed the size of images.
+/// Height and width of latents, where the export fixed those of this input.
+fn fixed_size(input: &InputInfo) -> Option<[usize; 2]> {
+    match input.dims.as_deref() {
+        Some([_, _, Dim::Fixed(height), Dim::Fixed(width)]) => Some([*height, *width]),
+        _ => None,
+    }
+}
+
+/// Height and width of the only latents that the denoiser takes; `None` where its sizes are open.
+///
+/// # Errors
+/// The file is damaged.
+pub fn only_size(model: &Model) -> Result<Option<[usize; 2]>> {
+    let inputs = model.inputs()?;
+    Ok(inputs
+        .iter()
+        .find(|input| input.name == "sample")
+        .and_then(fixed_size))
+}
+
 fn other_size(model: &Model, [height, width]: [usize; 2], [h, w]: [usize; 2]) -> Error {
     Error::bad(
         model.path.display().to_string(),

@@ -9,8 +9,8 @@ use super::graphs::EngineGraphs;
 use super::model::Model;
 use super::{initial, on_device, prepare};
 use crate::config::TrainPlan;
-use crate::onnx::{Dim, Graph};
-use crate::pipeline::geometry;
+use crate::onnx::Graph;
+use crate::pipeline::{denoiser, geometry};
 use crate::runtime::{self, ExecutionProvider};
 use crate::{Error, Result, forecast};
 
@@ -49,10 +49,8 @@ fn check_buckets(plan: &TrainPlan, model: &Model) -> Result<()> {
     if plan.data.buckets.is_none() {
         return Ok(());
     }
-    let inputs = model.denoiser.inputs()?;
-    let sample = inputs.iter().find(|input| input.name == "sample");
-    match sample.and_then(|input| input.dims.as_deref()) {
-        Some([_, _, Dim::Fixed(height), Dim::Fixed(width)]) => Err(Error::bad(
+    match denoiser::only_size(&model.denoiser)? {
+        Some([height, width]) => Err(Error::bad(
             "data.buckets",
             format!(
                 "asks for images of several sizes, but {} was exported for latents of {height}×{width} alone",
@@ -60,6 +58,6 @@ fn check_buckets(plan: &TrainPlan, model: &Model) -> Result<()> {
             ),
             "Leave data.buckets out, or export the model with open sizes.",
         )),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }

@@ -73,7 +73,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Reads the index files and opens the shards anew.
+    /// Reads the index files and looks at the shards anew.
     fn refresh(&mut self) -> Result<()> {
         let mut found = Vec::new();
         self.index = Index::default();
